@@ -1,0 +1,1 @@
+//! Criterion benches of the qvl crates; see the files beside this one.
