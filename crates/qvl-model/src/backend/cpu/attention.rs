@@ -1,0 +1,190 @@
+//! Attention, and the keys and values it reads.
+//!
+//! Keys lie in panels of 16 tokens, `[head_dim][16]`, so that 16 scores are one vector; values lie
+//! `[tokens][width]`, `width` being `head_dim` rounded up to 16. Panels sit at absolute positions, and a
+//! query's scores, their sum and the mixture are accumulated over its keys in ascending order: the result
+//! does not depend on how the prompt was cut.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernels::{self, Isa, LANES};
+use crate::backend::{HeadShape, Mat};
+
+/// Queries handled together by one task: they read each key once from the cache.
+const TILE: usize = 32;
+
+/// Keys and values of one head.
+#[derive(Clone, Debug, Default)]
+struct HeadKv {
+    /// `[panel][head_dim][16]`; unused places of the last panel are 0.
+    keys: Vec<f32>,
+    /// `[token][width]`
+    values: Vec<f32>,
+    len: usize,
+}
+
+impl HeadKv {
+    fn push(&mut self, key: &[f32], value: &[f32]) {
+        let (head_dim, width, lane) = (key.len(), width(key.len()), self.len % LANES);
+        if lane == 0 {
+            self.keys.resize(self.keys.len() + head_dim * LANES, 0.0);
+        }
+        let panel_start = self.len / LANES * head_dim * LANES;
+        for (d, &key) in key.iter().enumerate() {
+            self.keys[panel_start + d * LANES + lane] = key;
+        }
+        self.values.extend_from_slice(value);
+        self.values.resize((self.len + 1) * width, 0.0);
+        self.len += 1;
+    }
+
+    fn truncate(&mut self, len: usize, head_dim: usize) {
+        if len < self.len {
+            self.keys.truncate(len.div_ceil(LANES) * head_dim * LANES);
+            self.values.truncate(len * width(head_dim));
+            self.len = len;
+        }
+    }
+}
+
+fn width(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES)
+}
+
+/// Keys and values of one sequence, f32, all layers.
+#[derive(Clone, Debug)]
+pub struct CpuKv {
+    /// `[layer][kv_head]`
+    heads: Vec<HeadKv>,
+    shape: HeadShape,
+}
+
+impl CpuKv {
+    pub(super) fn new(layers: usize, shape: HeadShape) -> Self {
+        Self { heads: vec![HeadKv::default(); layers * shape.kv_heads], shape }
+    }
+
+    pub(super) fn append(&mut self, layer: usize, qkv: &Mat, rows: Range<usize>, shape: HeadShape) {
+        assert_eq!(shape, self.shape, "the cache was made for another shape");
+        let heads = &mut self.heads[layer * shape.kv_heads..][..shape.kv_heads];
+        for row in rows {
+            let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
+            let pairs = keys.chunks_exact(shape.head_dim).zip(values.chunks_exact(shape.head_dim));
+            for (head, (key, value)) in heads.iter_mut().zip(pairs) {
+                head.push(key, value);
+            }
+        }
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        for head in &mut self.heads {
+            head.truncate(len, self.shape.head_dim);
+        }
+    }
+}
+
+/// Queries of one task: rows of `qkv`, one key head, and how many keys each row sees.
+struct Task<'a> {
+    kv: &'a HeadKv,
+    kv_head: usize,
+    rows: Range<usize>,
+    /// Keys that the first row sees, and whether each further row sees one more.
+    visible_first: usize,
+    causal: bool,
+}
+
+/// `[rows.len() * group, head_dim]` results of one task, row by row, the group's heads side by side.
+fn attend(isa: Isa, qkv: &Mat, shape: HeadShape, task: &Task<'_>) -> Vec<f32> {
+    let (head_dim, width, group) = (shape.head_dim, width(shape.head_dim), shape.group());
+    let queries: Vec<f32> = task
+        .rows
+        .clone()
+        .flat_map(|row| &qkv.row(row)[task.kv_head * group * head_dim..][..group * head_dim])
+        .copied()
+        .collect();
+    let visible = |row: usize| task.visible_first + if task.causal { row } else { 0 };
+    let keys = visible(task.rows.len() - 1);
+    let stride = keys.next_multiple_of(LANES);
+    let query_count = task.rows.len() * group;
+    let mut scores = vec![0.0f32; query_count * stride];
+    for (panel_index, panel) in task.kv.keys.chunks_exact(head_dim * LANES).take(stride / LANES).enumerate() {
+        kernels::panel_scores(isa, &queries, head_dim, panel, &mut scores[panel_index * LANES..], stride);
+    }
+    let mut sums = vec![0.0f32; query_count];
+    for (index, (row, sum)) in scores.chunks_exact_mut(stride).zip(&mut sums).enumerate() {
+        kernels::softmax(isa, row, visible(index / group), shape.scale(), sum);
+    }
+    let mut mixed = vec![0.0f32; query_count * width];
+    kernels::mix(isa, &scores, stride, &task.kv.values, width, keys, &mut mixed);
+    let mut out = Vec::with_capacity(query_count * head_dim);
+    for (mixed, sum) in mixed.chunks_exact(width).zip(sums) {
+        out.extend(mixed[..head_dim].iter().map(|value| value / sum));
+    }
+    out
+}
+
+/// Runs the tasks on the current pool and writes their results into `y`, `[T, q_width]`.
+fn run(isa: Isa, qkv: &Mat, shape: HeadShape, tasks: &[Task<'_>], y: &mut Mat) {
+    let results: Vec<Vec<f32>> = tasks.par_iter().map(|task| attend(isa, qkv, shape, task)).collect();
+    let columns = shape.group() * shape.head_dim;
+    for (task, result) in tasks.iter().zip(results) {
+        for (row, values) in task.rows.clone().zip(result.chunks_exact(columns)) {
+            y.row_mut(row)[task.kv_head * columns..][..columns].copy_from_slice(values);
+        }
+    }
+}
+
+/// Full attention inside each segment.
+pub(super) fn segments(isa: Isa, qkv: &Mat, shape: HeadShape, cu_seqlens: &[usize]) -> Mat {
+    let segments: Vec<Range<usize>> = cu_seqlens.windows(2).map(|pair| pair[0]..pair[1]).collect();
+    let pairs: Vec<(usize, usize)> =
+        (0..segments.len()).flat_map(|s| (0..shape.kv_heads).map(move |h| (s, h))).collect();
+    let packed: Vec<HeadKv> = pairs
+        .par_iter()
+        .map(|&(segment, kv_head)| {
+            let mut head = HeadKv::default();
+            for row in segments[segment].clone() {
+                let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
+                let columns = kv_head * shape.head_dim..(kv_head + 1) * shape.head_dim;
+                head.push(&keys[columns.clone()], &values[columns]);
+            }
+            head
+        })
+        .collect();
+    let mut tasks = Vec::new();
+    for (&(segment, kv_head), kv) in pairs.iter().zip(&packed) {
+        let segment = segments[segment].clone();
+        for start in segment.clone().step_by(TILE) {
+            let rows = start..(start + TILE).min(segment.end);
+            tasks.push(Task { kv, kv_head, rows, visible_first: segment.len(), causal: false });
+        }
+    }
+    let mut y = Mat::zeros(qkv.rows, shape.q_width());
+    run(isa, qkv, shape, &tasks, &mut y);
+    y
+}
+
+/// Causal attention of the rows that were appended last.
+pub(super) fn causal(
+    isa: Isa,
+    kv: &CpuKv,
+    layer: usize,
+    qkv: &Mat,
+    rows: Range<usize>,
+    shape: HeadShape,
+    y: &mut Mat,
+) {
+    let heads = &kv.heads[layer * shape.kv_heads..][..shape.kv_heads];
+    let mut tasks = Vec::new();
+    for (kv_head, kv) in heads.iter().enumerate() {
+        let before = kv.len - rows.len();
+        for start in rows.clone().step_by(TILE) {
+            let visible_first = before + (start - rows.start) + 1;
+            let rows = start..(start + TILE).min(rows.end);
+            tasks.push(Task { kv, kv_head, rows, visible_first, causal: true });
+        }
+    }
+    run(isa, qkv, shape, &tasks, y);
+}

@@ -1,0 +1,175 @@
+//! Prefill and decode of one request.
+
+use crate::backend::Backend;
+use crate::decoder::{Chunk, LogitRows, VisualRows};
+use crate::error::Result;
+use crate::kv::KvCache;
+use crate::model::Model;
+use crate::prompt::Prompt;
+use crate::sampling::{Sampler, Sampling};
+use crate::tokenizer::TextStream;
+use crate::vision::VisionOutput;
+
+/// How an answer is made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens of the answer.
+    pub max_new_tokens: usize,
+    /// How each is chosen.
+    pub sampling: Sampling,
+    /// Tokens of the prompt processed in one step; 0 is all at once. Changes memory and speed, not the
+    /// answer.
+    pub prefill_chunk: usize,
+    /// Go on after an end token, up to `max_new_tokens`.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { max_new_tokens: 256, sampling: Sampling::default(), prefill_chunk: 0, ignore_eos: false }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The network said an end token.
+    Stop,
+    /// `max_new_tokens` or the context was reached.
+    Length,
+}
+
+/// One token of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The characters that are complete with it; often none or several.
+    pub text: String,
+}
+
+/// An answer in the making: an iterator over its tokens. End tokens are not among them.
+pub struct Generation<'m, B: Backend> {
+    model: &'m Model<B>,
+    cache: KvCache<B>,
+    sampler: Sampler,
+    stream: TextStream<'m>,
+    /// Logits of the next token; `None` once the answer has ended.
+    logits: Option<Vec<f32>>,
+    left: usize,
+    ignore_eos: bool,
+    finish: Option<FinishReason>,
+}
+
+impl<'m, B: Backend> Generation<'m, B> {
+    /// Encodes the pictures and prefills the prompt.
+    pub(crate) fn start(model: &'m Model<B>, prompt: &Prompt, options: &GenerateOptions) -> Result<Self> {
+        let sampler = Sampler::new(options.sampling.clone(), &prompt.ids)?;
+        let visual = model.encode(prompt)?;
+        let mut cache = model.kv_cache();
+        let logits =
+            prefill(model, &mut cache, prompt, visual.as_ref(), options.prefill_chunk, LogitRows::Last)?;
+        Ok(Self {
+            model,
+            cache,
+            sampler,
+            stream: TextStream::new(model.tokenizer()),
+            logits: Some(logits),
+            left: options.max_new_tokens,
+            ignore_eos: options.ignore_eos,
+            finish: None,
+        })
+    }
+
+    /// Why it ended, once it has.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// What is left when the answer ended inside a character.
+    pub fn rest(&mut self) -> String {
+        self.stream.finish()
+    }
+
+    fn end(&mut self, reason: FinishReason) -> Option<Result<Token>> {
+        self.logits = None;
+        self.finish = Some(reason);
+        None
+    }
+
+    fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
+        let position = self.cache.next_position();
+        let chunk = Chunk {
+            cache: &mut self.cache,
+            ids: &[id],
+            positions: &[position],
+            visual: None,
+            logits: LogitRows::Last,
+        };
+        self.model.forward(&mut [chunk])
+    }
+}
+
+impl<B: Backend> Iterator for Generation<'_, B> {
+    type Item = Result<Token>;
+
+    fn next(&mut self) -> Option<Result<Token>> {
+        let mut logits = self.logits.take()?;
+        if self.left == 0 {
+            return self.end(FinishReason::Length);
+        }
+        let id = match self.sampler.choose(&mut logits) {
+            Ok(id) => id,
+            Err(error) => return Some(Err(error)),
+        };
+        if !self.ignore_eos && self.model.generation_config().eos_token_ids.contains(&id) {
+            return self.end(FinishReason::Stop);
+        }
+        self.left -= 1;
+        let at_limit = self.cache.len() >= self.model.config().text.max_position_embeddings;
+        if self.left == 0 || at_limit {
+            self.end(FinishReason::Length);
+        } else {
+            match self.decode(id) {
+                Ok(logits) => self.logits = Some(logits),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(Token { id, text: self.stream.push(id) }))
+    }
+}
+
+/// Runs a whole prompt through the decoder, `chunk_tokens` at a time (0: all at once). `logits` says what
+/// is wanted of it: of the last token or of every one, `[L, vocab_size]`.
+pub(crate) fn prefill<B: Backend>(
+    model: &Model<B>,
+    cache: &mut KvCache<B>,
+    prompt: &Prompt,
+    visual: Option<&VisionOutput<B>>,
+    chunk_tokens: usize,
+    logits: LogitRows,
+) -> Result<Vec<f32>> {
+    let chunk_tokens = if chunk_tokens == 0 { prompt.len().max(1) } else { chunk_tokens };
+    let mut collected = Vec::new();
+    let mut start = 0;
+    while start < prompt.len() {
+        let end = (start + chunk_tokens).min(prompt.len());
+        let first = prompt.visual_tokens.partition_point(|&token| token < start);
+        let last = prompt.visual_tokens.partition_point(|&token| token < end);
+        let rows: Vec<(usize, usize)> =
+            (first..last).map(|row| (prompt.visual_tokens[row] - start, row)).collect();
+        let visual = visual.filter(|_| !rows.is_empty()).map(|output| VisualRows { output, rows: &rows });
+        let wanted = if logits == LogitRows::Last && end < prompt.len() { LogitRows::None } else { logits };
+        let chunk = Chunk {
+            cache,
+            ids: &prompt.ids[start..end],
+            positions: &prompt.positions[start..end],
+            visual,
+            logits: wanted,
+        };
+        collected.extend(model.forward(&mut [chunk])?);
+        start = end;
+    }
+    cache.set_rope_delta(prompt.rope_delta);
+    Ok(collected)
+}

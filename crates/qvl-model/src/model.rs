@@ -1,0 +1,188 @@
+//! A checkpoint made ready to answer.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, EmbeddedCheckpoint};
+use crate::config::{Config, GenerationConfig};
+use crate::decoder::{Chunk, Decoder, LogitRows};
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, Generation, prefill};
+use crate::kv::KvCache;
+use crate::prompt::{Prompt, VisualInput};
+use crate::template::{ChatTemplate, Message};
+use crate::tokenizer::Tokenizer;
+use crate::vision::{VisionOutput, VisionTower};
+use crate::weights::{LayerSource, OnDemand, Resident, WeightLoader};
+
+/// Where the layers are between two uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// With the backend, from the start.
+    #[default]
+    Resident,
+    /// In the checkpoint; each is taken when its turn comes and dropped after it.
+    OnDemand,
+}
+
+/// A Qwen3-VL network with its tokenizer and template.
+pub struct Model<B: Backend> {
+    config: Config,
+    generation_config: GenerationConfig,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    vision: VisionTower<B>,
+    decoder: Decoder<B>,
+    layers: Box<dyn LayerSource<B>>,
+}
+
+impl<B: Backend + 'static> Model<B> {
+    /// Opens a checkpoint folder.
+    ///
+    /// With the CPU backend this costs reading the tokenizer; weights are mapped, not read.
+    ///
+    /// # Errors
+    /// Whatever is missing or wrong in the folder, by name.
+    pub fn open(dir: impl AsRef<Path>, backend: B) -> Result<Self> {
+        Self::load(Checkpoint::open(dir)?, backend, Residency::Resident)
+    }
+
+    /// A checkpoint that is part of the program.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn embedded(files: &EmbeddedCheckpoint, backend: B) -> Result<Self> {
+        Self::load(Checkpoint::embedded(files)?, backend, Residency::Resident)
+    }
+
+    /// A checkpoint opened before.
+    ///
+    /// # Errors
+    /// The first tensor that is missing or has a wrong shape or type; a tokenizer or template that does not
+    /// fit. With [`Residency::OnDemand`], a layer's tensors are only looked at when it is used.
+    pub fn load(checkpoint: Checkpoint, backend: B, residency: Residency) -> Result<Self> {
+        let config = Config::parse(&checkpoint.config)?;
+        let generation_config =
+            GenerationConfig::parse(checkpoint.generation_config.as_ref(), &checkpoint.config)?;
+        let tokenizer = Tokenizer::parse(&checkpoint.tokenizer, &config)?;
+        let template = checkpoint.chat_template.clone().map(ChatTemplate::parse).transpose()?;
+        let backend = Arc::new(backend);
+        let loader = WeightLoader { tensors: checkpoint.tensors(), config: &config, backend: &*backend };
+        let vision = VisionTower::new(config.vision.clone(), Arc::clone(&backend), loader.vision_stem()?);
+        let decoder = Decoder::new(config.text.clone(), Arc::clone(&backend), loader.decoder_stem()?);
+        let layers: Box<dyn LayerSource<B>> = match residency {
+            Residency::Resident => Box::new(Resident::load(&loader)?),
+            Residency::OnDemand => {
+                Box::new(OnDemand { checkpoint: Arc::new(checkpoint), config: config.clone(), backend })
+            }
+        };
+        Ok(Self { config, generation_config, tokenizer, template, vision, decoder, layers })
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Dimensions.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// End tokens and the recommended way of sampling.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation_config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The prompt of a conversation. `inputs`: its stills and videos, each kind in order of appearance.
+    ///
+    /// # Errors
+    /// [`Error::Template`] also when the checkpoint has no template; [`Error::Placeholders`],
+    /// [`Error::Patches`], [`Error::ContextLength`].
+    pub fn prompt(&self, messages: &[Message], inputs: Vec<VisualInput>) -> Result<Prompt> {
+        let Some(template) = &self.template else {
+            return Err(Error::Template {
+                file: "chat_template.jinja".to_owned(),
+                reason: "the checkpoint has none, neither in that file nor in chat_template.json nor in \
+                         tokenizer_config.json"
+                    .to_owned(),
+            });
+        };
+        self.prompt_from_text(&template.render(messages)?, inputs)
+    }
+
+    /// The prompt of an already rendered text with `<|image_pad|>` and `<|video_pad|>` placeholders.
+    ///
+    /// # Errors
+    /// [`Error::Placeholders`], [`Error::Patches`], [`Error::ContextLength`].
+    pub fn prompt_from_text(&self, text: &str, inputs: Vec<VisualInput>) -> Result<Prompt> {
+        Prompt::new(text, inputs, &self.tokenizer, &self.config)
+    }
+
+    /// Runs the vision tower on the prompt's inputs; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`Error::Patches`].
+    pub fn encode(&self, prompt: &Prompt) -> Result<Option<VisionOutput<B>>> {
+        match &prompt.inputs[..] {
+            [] => Ok(None),
+            [only] => self.encode_patches(&only.pixel_values, &[only.grid]).map(Some),
+            several => {
+                let all: Vec<f32> = several.iter().flat_map(|input| &input.pixel_values).copied().collect();
+                self.encode_patches(&all, &prompt.grids()).map(Some)
+            }
+        }
+    }
+
+    /// Runs the vision tower. `pixel_values`: `[P, patch_values]`, the patches of all grids.
+    ///
+    /// # Errors
+    /// [`Error::Patches`].
+    pub fn encode_patches(
+        &self,
+        pixel_values: &[f32],
+        grids: &[crate::vision::Grid],
+    ) -> Result<VisionOutput<B>> {
+        self.vision.forward(&*self.layers, pixel_values, grids)
+    }
+
+    /// An empty cache for a new sequence.
+    pub fn kv_cache(&self) -> KvCache<B> {
+        self.decoder.kv_cache()
+    }
+
+    /// One step of the decoder over any mixture of sequences; see [`Decoder::forward`].
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn forward(&self, chunks: &mut [Chunk<'_, B>]) -> Result<Vec<f32>> {
+        self.decoder.forward(&*self.layers, chunks)
+    }
+
+    /// Fills a cache with a whole prompt and returns the logits of all its tokens, `[L, vocab_size]`, or of
+    /// the last one. `chunk_tokens`: tokens a step, 0 for all at once.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn prefill(
+        &self,
+        cache: &mut KvCache<B>,
+        prompt: &Prompt,
+        visual: Option<&VisionOutput<B>>,
+        chunk_tokens: usize,
+        logits: LogitRows,
+    ) -> Result<Vec<f32>> {
+        prefill(self, cache, prompt, visual, chunk_tokens, logits)
+    }
+
+    /// Starts an answer: encodes the pictures, prefills the prompt, and returns an iterator over the tokens.
+    ///
+    /// # Errors
+    /// [`Error::Sampling`], [`Error::Patches`], [`Error::ContextLength`].
+    pub fn generate(&self, prompt: &Prompt, options: &GenerateOptions) -> Result<Generation<'_, B>> {
+        Generation::start(self, prompt, options)
+    }
+}
