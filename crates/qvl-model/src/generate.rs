@@ -86,6 +86,11 @@ impl<'m, B: Backend> Generation<'m, B> {
         self.finish
     }
 
+    /// Logits from which the next token will be chosen, `[vocab_size]`; `None` once the answer has ended.
+    pub fn logits(&self) -> Option<&[f32]> {
+        self.logits.as_deref()
+    }
+
     /// What is left when the answer ended inside a character.
     pub fn rest(&mut self) -> String {
         self.stream.finish()

@@ -35,6 +35,7 @@ pub struct Model<B: Backend> {
     vision: VisionTower<B>,
     decoder: Decoder<B>,
     layers: Box<dyn LayerSource<B>>,
+    backend: Arc<B>,
 }
 
 impl<B: Backend + 'static> Model<B> {
@@ -74,10 +75,11 @@ impl<B: Backend + 'static> Model<B> {
         let layers: Box<dyn LayerSource<B>> = match residency {
             Residency::Resident => Box::new(Resident::load(&loader)?),
             Residency::OnDemand => {
+                let backend = Arc::clone(&backend);
                 Box::new(OnDemand { checkpoint: Arc::new(checkpoint), config: config.clone(), backend })
             }
         };
-        Ok(Self { config, generation_config, tokenizer, template, vision, decoder, layers })
+        Ok(Self { config, generation_config, tokenizer, template, vision, decoder, layers, backend })
     }
 }
 
@@ -147,6 +149,11 @@ impl<B: Backend> Model<B> {
         grids: &[crate::vision::Grid],
     ) -> Result<VisionOutput<B>> {
         self.vision.forward(&*self.layers, pixel_values, grids)
+    }
+
+    /// The values of a buffer, for instance of [`VisionOutput::embeds`].
+    pub fn download(&self, x: &B::Buffer) -> Vec<f32> {
+        self.backend.download(x)
     }
 
     /// An empty cache for a new sequence.

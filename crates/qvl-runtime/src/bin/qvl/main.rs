@@ -1,0 +1,137 @@
+//! The `qvl` program.
+
+mod describe;
+mod eval;
+mod inspect;
+mod output;
+mod parity;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use qvl_model::Sampling;
+use qvl_runtime::Engine;
+
+use crate::output::Failure;
+
+/// Qwen3-VL on the machine you have.
+///
+/// Answers questions about pictures and videos, on the CPU, with a downloaded checkpoint or with the tiny
+/// one inside the program.
+#[derive(Parser)]
+#[command(version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  qvl describe digits.png --prompt \"Read the number.\"
+  qvl describe photo.jpg --model ~/models/Qwen3-VL-2B-Instruct --prompt \"What is on the sign?\"
+  qvl describe --video f1.png f2.png f3.png --fps 2 --model DIR --prompt \"What happens?\"
+  qvl eval --manifest questions.jsonl --model DIR
+  qvl inspect DIR --size 1280x720
+
+The embedded checkpoint knows three questions: \"Read the number.\" (a row of one to four handwritten
+digits), \"Describe the image.\" (two drawn shapes) and \"How many shapes are there?\". For anything else
+download a Qwen3-VL checkpoint and give its folder with --model.
+
+Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a question about pictures or a video; the answer streams to the terminal.
+    Describe(describe::Args),
+    /// Exact-match accuracy on a file of questions with answers.
+    Eval(eval::Args),
+    /// What a checkpoint is and what a picture costs, without loading its weights.
+    Inspect(inspect::Args),
+    /// Compare with transformers, tensor by tensor, on reference cases.
+    Parity(parity::Args),
+}
+
+/// Which network, on how many threads.
+#[derive(Args)]
+struct ModelArgs {
+    /// Checkpoint folder in the Hugging Face layout [default: the embedded checkpoint].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Compute threads; 0 takes all cores. The answer does not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+impl ModelArgs {
+    fn open(&self) -> qvl_runtime::Result<Engine> {
+        match &self.model {
+            Some(dir) => Engine::open(dir, self.threads),
+            None => Engine::embedded(self.threads),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.model.as_ref().map_or(qvl_runtime::EMBEDDED_NAME.to_owned(), |dir| dir.display().to_string())
+    }
+}
+
+/// How tokens are chosen.
+#[derive(Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArgs {
+    /// 0 always takes the most probable token (the answer is then always the same); higher is more varied.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Choose among the K most probable tokens only; 0 is no limit.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the most probable tokens whose probabilities sum to P.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Choose among tokens at least P times as probable as the most probable.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens seen before less probable; 1 is off.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Subtract from the logits of tokens of the answer so far; 0 is off.
+    #[arg(long, value_name = "R", default_value_t = 0.0)]
+    presence_penalty: f32,
+    /// Same seed, same answer.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            seed: self.seed,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Describe(args) => describe::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Parity(args) => parity::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::OutOfTolerance) => ExitCode::FAILURE,
+        // Nobody reads any more: nothing to complain about.
+        Err(Failure::Error(error)) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(Failure::Error(error)) => {
+            output::report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
