@@ -301,12 +301,10 @@ fn chat_template(dir: &Path) -> Result<Option<TextFile>> {
         let text = match holder.chat_template {
             None => continue,
             Some(OneOrNamed::One(text)) => text,
-            Some(OneOrNamed::Named(list)) => {
-                match list.into_iter().find(|entry| entry.name == "default") {
-                    Some(entry) => entry.template,
-                    None => continue,
-                }
-            }
+            Some(OneOrNamed::Named(list)) => match list.into_iter().find(|entry| entry.name == "default") {
+                Some(entry) => entry.template,
+                None => continue,
+            },
         };
         return Ok(Some(TextFile { name: file.name, text }));
     }

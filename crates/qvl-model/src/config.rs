@@ -224,7 +224,8 @@ impl GenerationConfig {
 /// Parses JSON; the error names the file, line and column.
 pub(crate) fn parse_json<T: DeserializeOwned>(file: &TextFile) -> Result<T> {
     serde_json::from_str(&file.text).map_err(|error| {
-        let reason = if file.text.trim().is_empty() { "the file is empty".to_owned() } else { error.to_string() };
+        let reason =
+            if file.text.trim().is_empty() { "the file is empty".to_owned() } else { error.to_string() };
         Error::Json { file: file.name.clone(), reason }
     })
 }
@@ -366,7 +367,12 @@ impl Check<'_> {
     }
 
     /// An optional switch that must be absent or have one value.
-    fn fixed<T: PartialEq + std::fmt::Debug>(&self, field: &str, got: Option<&T>, expected: &T) -> Result<()> {
+    fn fixed<T: PartialEq + std::fmt::Debug>(
+        &self,
+        field: &str,
+        got: Option<&T>,
+        expected: &T,
+    ) -> Result<()> {
         match got {
             Some(value) if value != expected => {
                 Err(self.fail(field, format!("{value:?}"), format_args!("{expected:?}")))
@@ -453,7 +459,9 @@ impl RawText {
 
     fn resolve_moe(&self, check: &Check<'_>) -> Result<MoeConfig> {
         let need = |field: &str, value: Option<usize>| -> Result<usize> {
-            let Some(value) = value else { return Err(check.fail(field, "absent", "a number (model_type is moe)")) };
+            let Some(value) = value else {
+                return Err(check.fail(field, "absent", "a number (model_type is moe)"));
+            };
             check.dimension(field, value)?;
             Ok(value)
         };

@@ -135,7 +135,8 @@ impl<B: Backend> Decoder<B> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let last = backend.rms_norm(&backend.take_rows(&x, &wanted), &self.stem.norm, self.config.rms_norm_eps);
+        let last =
+            backend.rms_norm(&backend.take_rows(&x, &wanted), &self.stem.norm, self.config.rms_norm_eps);
         Ok(backend.download(&backend.linear(self.stem.head(), &last)))
     }
 

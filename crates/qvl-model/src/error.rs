@@ -155,7 +155,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// The network produced a value that is not a number.
-    #[error("{place}: the activations are not finite (first at row {row}); the weights or the input are broken")]
+    #[error(
+        "{place}: the activations are not finite (first at row {row}); the weights or the input are broken"
+    )]
     NotFinite {
         /// Where it was noticed.
         place: String,

@@ -143,10 +143,9 @@ impl Builder {
 
 fn check_counts(rendered: &[u32], inputs: &[VisualInput], config: &Config) -> Result<()> {
     let images = inputs.iter().filter(|input| input.kind == VisualKind::Image).count();
-    for (kind, id, given) in [
-        ("image", config.image_token_id, images),
-        ("video", config.video_token_id, inputs.len() - images),
-    ] {
+    for (kind, id, given) in
+        [("image", config.image_token_id, images), ("video", config.video_token_id, inputs.len() - images)]
+    {
         let placeholders = rendered.iter().filter(|&&token| token == id).count();
         if placeholders != given {
             return Err(Error::Placeholders { kind, placeholders, given });
@@ -158,7 +157,12 @@ fn check_counts(rendered: &[u32], inputs: &[VisualInput], config: &Config) -> Re
 fn check_input(index: usize, input: &VisualInput, merge: usize) -> Result<()> {
     let Grid { t, h, w } = input.grid;
     let fail = |reason: String| Err(Error::Patches { what: format!("visual input {index}"), reason });
-    if t == 0 || h == 0 || w == 0 || h as usize % merge != 0 || w as usize % merge != 0 {
+    if t == 0
+        || h == 0
+        || w == 0
+        || !(h as usize).is_multiple_of(merge)
+        || !(w as usize).is_multiple_of(merge)
+    {
         return fail(format!("its grid is {t} x {h} x {w}, expected multiples of {merge} patches a side"));
     }
     match &input.kind {

@@ -140,7 +140,8 @@ impl Sampler {
         let kept = candidates
             .iter()
             .take_while(|(_, weight)| {
-                let eligible = before < f64::from(options.top_p) * total && *weight >= f64::from(options.min_p);
+                let eligible =
+                    before < f64::from(options.top_p) * total && *weight >= f64::from(options.min_p);
                 before += weight;
                 eligible
             })

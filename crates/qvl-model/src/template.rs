@@ -119,11 +119,19 @@ fn template_error(file: &str, error: &minijinja::Error) -> Error {
 fn to_json(value: &Value) -> Result<Value, minijinja::Error> {
     struct Spaced;
     impl serde_json::ser::Formatter for Spaced {
-        fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        fn begin_array_value<W: ?Sized + std::io::Write>(
+            &mut self,
+            w: &mut W,
+            first: bool,
+        ) -> std::io::Result<()> {
             if first { Ok(()) } else { w.write_all(b", ") }
         }
 
-        fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        fn begin_object_key<W: ?Sized + std::io::Write>(
+            &mut self,
+            w: &mut W,
+            first: bool,
+        ) -> std::io::Result<()> {
             if first { Ok(()) } else { w.write_all(b", ") }
         }
 
@@ -144,7 +152,8 @@ mod tests {
     use super::*;
 
     fn render(template: &str, messages: &[Message]) -> Result<String> {
-        ChatTemplate::parse(TextFile { name: "t.jinja".to_owned(), text: template.to_owned() })?.render(messages)
+        ChatTemplate::parse(TextFile { name: "t.jinja".to_owned(), text: template.to_owned() })?
+            .render(messages)
     }
 
     #[test]
@@ -167,7 +176,10 @@ mod tests {
     fn python_methods_and_json_with_spaces() {
         let template = "{{ messages[0].content.strip().split('|')[1].startswith('b') }} {{ {'a': [1, 2], 'b': '<é>'} | tojson }}";
         let message = Message { role: "user".to_owned(), content: Content::Text(" a|b ".to_owned()) };
-        assert_eq!(render(template, &[message]).unwrap().to_lowercase(), "true {\"a\": [1, 2], \"b\": \"<é>\"}");
+        assert_eq!(
+            render(template, &[message]).unwrap().to_lowercase(),
+            "true {\"a\": [1, 2], \"b\": \"<é>\"}"
+        );
     }
 
     #[test]
@@ -175,7 +187,8 @@ mod tests {
         let refusal = render("{{ raise_exception('no system message') }}", &[]).unwrap_err().to_string();
         assert!(refusal.contains("t.jinja") && refusal.contains("no system message"), "{refusal}");
         assert!(render("{% for %}", &[]).unwrap_err().to_string().contains("t.jinja"));
-        let endless = "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a %}{% endfor %}{% endfor %}";
+        let endless =
+            "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a %}{% endfor %}{% endfor %}";
         assert!(render(endless, &[]).is_err());
     }
 }

@@ -46,7 +46,9 @@ impl Tokenizer {
                     )));
                 }
                 Some(id) if id != expected => {
-                    return Err(fail(format!("{token} has id {id}, but config.json says {field} {expected}")));
+                    return Err(fail(format!(
+                        "{token} has id {id}, but config.json says {field} {expected}"
+                    )));
                 }
                 Some(_) => {}
             }
@@ -91,7 +93,8 @@ impl Tokenizer {
     /// The bytes a token adds to the text; none for special tokens and for ids the tokenizer does not have
     /// (networks have a few more rows than their tokenizer has tokens).
     fn bytes(&self, id: u32) -> Vec<u8> {
-        if self.inner.get_added_vocabulary().is_special_token(&self.inner.id_to_token(id).unwrap_or_default()) {
+        if self.inner.get_added_vocabulary().is_special_token(&self.inner.id_to_token(id).unwrap_or_default())
+        {
             return Vec::new();
         }
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
@@ -140,7 +143,8 @@ impl<'a> TextStream<'a> {
             text.push_str(chunk.valid());
             let invalid = chunk.invalid();
             // Bytes at the very end may be the start of a character; elsewhere they never become one.
-            if chunks.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none()) {
+            if chunks.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none())
+            {
                 kept = invalid.len();
             } else if !invalid.is_empty() {
                 text.push(char::REPLACEMENT_CHARACTER);

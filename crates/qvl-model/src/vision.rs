@@ -184,7 +184,12 @@ impl<B: Backend> VisionTower<B> {
                 let ([top, bottom], [above, below]) = axis(row, grid.h);
                 let ([left, right], [before, after]) = axis(column, grid.w);
                 Taps {
-                    rows: [top * side + left, top * side + right, bottom * side + left, bottom * side + right],
+                    rows: [
+                        top * side + left,
+                        top * side + right,
+                        bottom * side + left,
+                        bottom * side + right,
+                    ],
                     weights: [above * before, above * after, below * before, below * after],
                 }
             });

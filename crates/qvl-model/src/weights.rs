@@ -234,7 +234,11 @@ impl<B: Backend> WeightLoader<'_, B> {
         Ok(Merger {
             norm: self.layer_norm(&format!("{name}.norm"), norm_width)?,
             linear_fc1: self.linear_with_bias(&format!("{name}.linear_fc1"), width, width)?,
-            linear_fc2: self.linear_with_bias(&format!("{name}.linear_fc2"), vision.out_hidden_size, width)?,
+            linear_fc2: self.linear_with_bias(
+                &format!("{name}.linear_fc2"),
+                vision.out_hidden_size,
+                width,
+            )?,
         })
     }
 
@@ -331,11 +335,12 @@ impl<B: Backend> WeightLoader<'_, B> {
         } else if shapes == (&[count, width, 2 * inner], &[count, inner, width]) {
             Layout::InOut
         } else {
-            let (view, expected) = if down.shape() == [count, width, inner] || down.shape() == [count, inner, width] {
-                (gate_up, vec![count, width, 2 * inner])
-            } else {
-                (down, vec![count, inner, width])
-            };
+            let (view, expected) =
+                if down.shape() == [count, width, inner] || down.shape() == [count, inner, width] {
+                    (gate_up, vec![count, width, 2 * inner])
+                } else {
+                    (down, vec![count, inner, width])
+                };
             return Err(Error::TensorShape {
                 file: view.file().to_owned(),
                 tensor: view.name().to_owned(),
@@ -348,7 +353,9 @@ impl<B: Backend> WeightLoader<'_, B> {
             None => unreachable!("the stack's first dimension was checked"),
         };
         Ok(Experts {
-            gate: self.backend.matrix(&[self.tensors.get(&name("mlp.gate.weight"), &[count, width])?], Layout::OutIn)?,
+            gate: self
+                .backend
+                .matrix(&[self.tensors.get(&name("mlp.gate.weight"), &[count, width])?], Layout::OutIn)?,
             experts: (0..count)
                 .map(|expert| {
                     Ok(Expert {

@@ -121,5 +121,9 @@ fn parse_part(part: serde_json::Value, file: &str, base: &Path) -> Result<TurnPa
 }
 
 fn shorten(text: &str) -> String {
-    if text.chars().count() <= 80 { text.to_owned() } else { format!("{}…", text.chars().take(79).collect::<String>()) }
+    if text.chars().count() <= 80 {
+        text.to_owned()
+    } else {
+        format!("{}…", text.chars().take(79).collect::<String>())
+    }
 }

@@ -85,20 +85,24 @@ pub fn read_manifest(path: &Path) -> Result<Vec<Question>> {
     let mut questions = Vec::new();
     for (index, text) in read_text(path)?.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         let place = format!("{}:{}", path.display(), index + 1);
-        let line: Line = serde_json::from_str(text).map_err(|error| Error::form(&place, error.to_string()))?;
+        let line: Line =
+            serde_json::from_str(text).map_err(|error| Error::form(&place, error.to_string()))?;
         let mut parts: Vec<TurnPart> =
             line.image.iter().chain(&line.images).map(|image| TurnPart::Image(base.join(image))).collect();
         match (line.video.is_empty(), line.fps) {
             (true, None) => {}
             (false, Some(fps)) => {
-                parts.push(TurnPart::Video { frames: line.video.iter().map(|f| base.join(f)).collect(), fps });
+                parts
+                    .push(TurnPart::Video { frames: line.video.iter().map(|f| base.join(f)).collect(), fps });
             }
             _ => return Err(Error::form(place, "video and fps belong together: give both or neither")),
         }
         parts.push(TurnPart::Text(line.prompt));
         questions.push(Question {
             place,
-            conversation: Conversation { turns: vec![Turn { role: "user".to_owned(), content: TurnContent::Parts(parts) }] },
+            conversation: Conversation {
+                turns: vec![Turn { role: "user".to_owned(), content: TurnContent::Parts(parts) }],
+            },
             answer: line.answer,
             task: line.task.unwrap_or_else(|| "all".to_owned()),
         });
@@ -128,7 +132,8 @@ pub fn read_reference(path: &Path, questions: usize) -> Result<Vec<Vec<u32>>> {
         })
         .collect::<Result<_>>()?;
     if ids.len() != questions {
-        let reason = format!("{} answers for {questions} questions; make it from the same manifest", ids.len());
+        let reason =
+            format!("{} answers for {questions} questions; make it from the same manifest", ids.len());
         return Err(Error::form(path.display().to_string(), reason));
     }
     Ok(ids)

@@ -134,7 +134,9 @@ pub fn inspect(dir: Option<&Path>, sizes: &[(u32, u32)]) -> Result<Report> {
         },
         parameters: tensors.parameter_count(),
         vision_parameters: count(tensors, |name| name.starts_with("model.visual.")),
-        embedding_parameters: count(tensors, |name| name.contains("embed_tokens") || name.starts_with("lm_head")),
+        embedding_parameters: count(tensors, |name| {
+            name.contains("embed_tokens") || name.starts_with("lm_head")
+        }),
         weight_bytes: tensors.weight_bytes(),
         tensors: by_dtype(tensors),
         files: tensors.files().len(),
@@ -158,7 +160,11 @@ pub fn inspect(dir: Option<&Path>, sizes: &[(u32, u32)]) -> Result<Report> {
         },
         vocab_size: text.vocab_size,
         context: text.max_position_embeddings,
-        kv_bytes_per_token: text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim * size_of::<f32>(),
+        kv_bytes_per_token: text.num_hidden_layers
+            * 2
+            * text.num_key_value_heads
+            * text.head_dim
+            * size_of::<f32>(),
         image_tokens,
     })
 }

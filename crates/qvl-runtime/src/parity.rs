@@ -62,12 +62,14 @@ pub struct TensorReport {
 /// # Errors
 /// [`Error::Io`]; [`Error::Form`] if there is none.
 pub fn cases(dir: &Path) -> Result<Vec<PathBuf>> {
-    let is_case = |dir: &Path| dir.join("request.json").is_file() && dir.join("expected.safetensors").is_file();
+    let is_case =
+        |dir: &Path| dir.join("request.json").is_file() && dir.join("expected.safetensors").is_file();
     if is_case(dir) {
         return Ok(vec![dir.to_owned()]);
     }
     let entries = std::fs::read_dir(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
-    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_case(path)).collect();
+    let mut found: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_case(path)).collect();
     found.sort();
     if found.is_empty() {
         let reason = "no folder in it holds request.json and expected.safetensors";
@@ -93,15 +95,17 @@ pub fn run_case<B: Backend + 'static>(case: &Path, backend: B) -> Result<CaseRep
         serde_json::from_str(&request).map_err(|error| Error::form(&request_name, error.to_string()))?;
 
     let expected_path = case.join("expected.safetensors");
-    let bytes = std::fs::read(&expected_path)
-        .map_err(|source| Error::Io { path: expected_path.clone(), source })?;
+    let bytes =
+        std::fs::read(&expected_path).map_err(|source| Error::Io { path: expected_path.clone(), source })?;
     let expected = Expected::parse(&bytes, &expected_path.display().to_string())?;
 
     let engine = Engine::open_on(&case.join("model"), backend)?;
     let prompt = engine.prepare(&conversation)?;
     let computed = compute(&engine, &prompt, limits.max_new_tokens)?;
     Ok(CaseReport {
-        case: case.file_name().map_or_else(|| case.display().to_string(), |name| name.to_string_lossy().into_owned()),
+        case: case
+            .file_name()
+            .map_or_else(|| case.display().to_string(), |name| name.to_string_lossy().into_owned()),
         tensors: expected.compare(&computed),
     })
 }
@@ -132,7 +136,11 @@ fn compute<B: Backend>(engine: &Engine<B>, prompt: &Prompt, max_new_tokens: usiz
         shape,
         values: Values::I64(values),
     };
-    let floats = |name: String, shape: Vec<usize>, values: Vec<f32>| Tensor { name, shape, values: Values::F32(values) };
+    let floats = |name: String, shape: Vec<usize>, values: Vec<f32>| Tensor {
+        name,
+        shape,
+        values: Values::F32(values),
+    };
 
     let mut tensors = vec![
         integers("input_ids", vec![length], prompt.ids.iter().map(|&id| i64::from(id)).collect()),
@@ -151,9 +159,17 @@ fn compute<B: Backend>(engine: &Engine<B>, prompt: &Prompt, max_new_tokens: usiz
         let hidden = config.text.hidden_size;
         tensors.push(floats("pixel_values".to_owned(), vec![pixels.len() / width, width], pixels));
         tensors.push(integers("grid_thw", vec![prompt.inputs.len(), 3], grids));
-        tensors.push(floats("vision_embeds".to_owned(), vec![tokens, hidden], model.download(&visual.embeds)));
+        tensors.push(floats(
+            "vision_embeds".to_owned(),
+            vec![tokens, hidden],
+            model.download(&visual.embeds),
+        ));
         for (index, features) in visual.deepstack.iter().enumerate() {
-            tensors.push(floats(format!("deepstack_{index}"), vec![tokens, hidden], model.download(features)));
+            tensors.push(floats(
+                format!("deepstack_{index}"),
+                vec![tokens, hidden],
+                model.download(features),
+            ));
         }
     }
     let mut cache = model.kv_cache();
@@ -264,16 +280,19 @@ fn compare(tensor: &Tensor, expected: &Tensor) -> TensorReport {
         (Values::F32(got), Values::F32(want)) => {
             // Pixels are integers in disguise: they must be equal.
             let tolerance = if tensor.name == "pixel_values" { 0.0 } else { TOLERANCE };
-            let scale = want.iter().fold(0.0f64, |max, v| max.max(f64::from(*v).abs())).max(f64::MIN_POSITIVE);
+            let scale =
+                want.iter().fold(0.0f64, |max, v| max.max(f64::from(*v).abs())).max(f64::MIN_POSITIVE);
             let error_at = |i: usize| (f64::from(got[i]) - f64::from(want[i])).abs() / scale;
             let finite = got.iter().chain(want).all(|v| v.is_finite());
-            // A NaN is within no tolerance: the comparison must be the one that it fails.
-            let first = (0..got.len()).find(|&i| !(error_at(i) <= tolerance));
+            // NaN is larger than nothing: it must be asked for.
+            let fails = |i: &usize| error_at(*i) > tolerance || error_at(*i).is_nan();
+            let first = (0..got.len()).find(fails);
             let worst = (0..got.len()).map(error_at).fold(0.0, f64::max);
             report.equal = got.iter().zip(want).all(|(got, want)| got.to_bits() == want.to_bits());
             report.holds = finite && first.is_none();
             report.relative_error = finite.then_some(worst);
-            report.difference = first.map(|i| format!("at {:?}: {:e}, expected {:e}", place(i), got[i], want[i]));
+            report.difference =
+                first.map(|i| format!("at {:?}: {:e}, expected {:e}", place(i), got[i], want[i]));
             if !finite && report.difference.is_none() {
                 report.difference = Some("infinite values".to_owned());
             }
@@ -294,7 +313,10 @@ fn compare_answers(tensor: &Tensor, expected: &Tensor, gaps: &[f32]) -> TensorRe
         if let Some(step) = first.filter(|&step| tensor.shape == expected.shape && gaps[step] < TIE) {
             report.holds = true;
             report.difference = None;
-            report.note = Some(format!("equal up to step {step}, where the two best logits are {:e} apart", gaps[step]));
+            report.note = Some(format!(
+                "equal up to step {step}, where the two best logits are {:e} apart",
+                gaps[step]
+            ));
         }
     }
     report
@@ -318,7 +340,11 @@ mod tests {
     }
 
     fn integers(values: &[i64]) -> Tensor {
-        Tensor { name: "generated_ids".to_owned(), shape: vec![values.len()], values: Values::I64(values.to_vec()) }
+        Tensor {
+            name: "generated_ids".to_owned(),
+            shape: vec![values.len()],
+            values: Values::I64(values.to_vec()),
+        }
     }
 
     #[test]
@@ -340,7 +366,9 @@ mod tests {
 
     #[test]
     fn nan_never_passes() {
-        for (got, want) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY)] {
+        for (got, want) in
+            [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY)]
+        {
             let report = compare(&floats("logits", &[got]), &floats("logits", &[want]));
             assert!(!report.holds, "{got} against {want}");
             assert!(report.difference.is_some());
@@ -363,7 +391,8 @@ mod tests {
     #[test]
     fn what_is_expected_and_not_computed_fails() {
         let computed = Computed { tensors: vec![floats("logits", &[1.0])], gaps: Vec::new() };
-        let reports = Expected(vec![floats("logits", &[1.0]), floats("deepstack_7", &[1.0])]).compare(&computed);
+        let reports =
+            Expected(vec![floats("logits", &[1.0]), floats("deepstack_7", &[1.0])]).compare(&computed);
         assert_eq!(reports.iter().map(|r| r.holds).collect::<Vec<_>>(), [true, false]);
     }
 }

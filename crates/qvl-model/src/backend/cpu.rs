@@ -70,7 +70,11 @@ impl Cpu {
         // A row of a few KiB costs less than handing it to another thread.
         let rows_min = (16_384 / cols).max(1);
         self.pool.install(|| {
-            x.values.par_chunks_mut(cols).with_min_len(rows_min).enumerate().for_each(|(row, values)| f(row, values));
+            x.values
+                .par_chunks_mut(cols)
+                .with_min_len(rows_min)
+                .enumerate()
+                .for_each(|(row, values)| f(row, values));
         });
     }
 
@@ -84,7 +88,8 @@ impl Cpu {
         self.each_row(y, |row, y| {
             for (panel_index, y) in y.chunks_mut(matrix::PANEL).enumerate() {
                 let first = panel_index * matrix::PANEL;
-                let products = &panels[panel_index * x.rows * matrix::PANEL..][row * matrix::PANEL..][..y.len()];
+                let products =
+                    &panels[panel_index * x.rows * matrix::PANEL..][row * matrix::PANEL..][..y.len()];
                 for (offset, (y, &product)) in y.iter_mut().zip(products).enumerate() {
                     let value = match bias {
                         Some(bias) => product + bias[first + offset],
@@ -192,7 +197,11 @@ impl Backend for Cpu {
         norms: Option<(&Vec<f32>, &Vec<f32>, f32)>,
         rotary: &Mat,
     ) {
-        assert_eq!((qkv.cols, rotary.cols, qkv.rows), (shape.qkv_width(), shape.head_dim, rotary.rows), "rotary");
+        assert_eq!(
+            (qkv.cols, rotary.cols, qkv.rows),
+            (shape.qkv_width(), shape.head_dim, rotary.rows),
+            "rotary"
+        );
         self.each_row(qkv, |row, qkv| {
             let heads = qkv[..shape.q_width() + shape.kv_width()].chunks_mut(shape.head_dim);
             for (index, head) in heads.enumerate() {
@@ -233,7 +242,8 @@ impl Backend for Cpu {
     fn moe_add(&self, moe: &Experts<Self>, x: &Mat, y: &mut Mat) {
         let mut logits = Mat::zeros(x.rows, moe.experts.len());
         self.product(&moe.gate, None, x, &mut logits, false);
-        let routes: Vec<Vec<(usize, f32)>> = (0..x.rows).map(|row| route(logits.row(row), moe.top_k)).collect();
+        let routes: Vec<Vec<(usize, f32)>> =
+            (0..x.rows).map(|row| route(logits.row(row), moe.top_k)).collect();
         let mut tokens_of: Vec<Vec<(usize, f32)>> = vec![Vec::new(); moe.experts.len()];
         for (row, route) in routes.iter().enumerate() {
             for &(expert, weight) in route {

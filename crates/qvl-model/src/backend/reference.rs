@@ -94,7 +94,9 @@ impl Backend for Reference {
                 }
                 Layout::InOut => {
                     stacked.values.extend(
-                        (0..cols).flat_map(|out| (0..rows).map(move |k| (out, k))).map(|(out, k)| values[k * cols + out]),
+                        (0..cols)
+                            .flat_map(|out| (0..rows).map(move |k| (out, k)))
+                            .map(|(out, k)| values[k * cols + out]),
                     );
                     (stacked.rows, stacked.cols) = (stacked.rows + cols, rows);
                 }
@@ -291,7 +293,8 @@ impl Backend for Reference {
 
     fn moe_add(&self, moe: &Experts<Self>, x: &Mat, y: &mut Mat) {
         for row in 0..x.rows {
-            let logits: Vec<f32> = (0..moe.experts.len()).map(|e| dot(x.row(row), moe.gate.row(e)) as f32).collect();
+            let logits: Vec<f32> =
+                (0..moe.experts.len()).map(|e| dot(x.row(row), moe.gate.row(e)) as f32).collect();
             let one = Mat { rows: 1, cols: x.cols, values: x.row(row).to_vec() };
             for (expert, weight) in crate::moe::route(&logits, moe.top_k) {
                 let expert = &moe.experts[expert];

@@ -97,7 +97,10 @@ impl SafetensorsFile {
         let file = File::open(path).map_err(io)?;
         let name = path.display().to_string();
         if file.metadata().map_err(io)?.len() == 0 {
-            return Err(Error::Header { file: name, reason: "the file is empty; download it again".to_owned() });
+            return Err(Error::Header {
+                file: name,
+                reason: "the file is empty; download it again".to_owned(),
+            });
         }
         #[expect(unsafe_code, reason = "a memory map is how weights larger than memory are read")]
         // SAFETY: the map is only read. That nobody truncates the file meanwhile cannot be proven here; it
@@ -155,11 +158,11 @@ impl SafetensorsFile {
                 _ => None,
             };
             if let Some(dtype) = dtype {
-                let needed = raw
-                    .shape
-                    .iter()
-                    .try_fold(dtype.bytes(), |bytes, &dim| bytes.checked_mul(dim))
-                    .ok_or_else(|| fail(format!("tensor {tensor}: shape {:?} overflows", raw.shape)))?;
+                let needed =
+                    raw.shape
+                        .iter()
+                        .try_fold(dtype.bytes(), |bytes, &dim| bytes.checked_mul(dim))
+                        .ok_or_else(|| fail(format!("tensor {tensor}: shape {:?} overflows", raw.shape)))?;
                 if end.checked_sub(begin) != Some(needed as u64) {
                     return Err(fail(format!(
                         "tensor {tensor}: data_offsets [{begin}, {end}] do not hold the {needed} bytes that \
@@ -191,7 +194,9 @@ impl SafetensorsFile {
         }
         ranges.sort_unstable();
         for pair in ranges.windows(2) {
-            let [(first_begin, first_end, first), (second_begin, second_end, second)] = pair else { continue };
+            let [(first_begin, first_end, first), (second_begin, second_end, second)] = pair else {
+                continue;
+            };
             if second_begin < first_end {
                 return Err(fail(format!(
                     "tensors {first} [{first_begin}, {first_end}] and {second} [{second_begin}, {second_end}] \
@@ -271,7 +276,9 @@ impl TensorView {
     pub fn to_f32(&self) -> Vec<f32> {
         let bytes = self.bytes();
         match self.dtype {
-            Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::Bf16 => {
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::F32 => {
                 bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()

@@ -176,7 +176,13 @@ fn lanes_at(row: &[f32], start: usize) -> [f32; LANES] {
 /// are summed in halves. MR x NR pairs at a time so that a loaded vector is used MR or NR times; pairs that
 /// fill no tile are done one by one, in the same order.
 #[inline(always)]
-fn dots_body<const MR: usize, const NR: usize>(x: &[f32], w: &[f32], k: usize, out: &mut [f32], out_stride: usize) {
+fn dots_body<const MR: usize, const NR: usize>(
+    x: &[f32],
+    w: &[f32],
+    k: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
     let (x_rows, w_rows) = (x.len() / k, w.len() / k);
     let mut m = 0;
     while m < x_rows {
@@ -202,7 +208,13 @@ fn dots_body<const MR: usize, const NR: usize>(x: &[f32], w: &[f32], k: usize, o
 }
 
 #[inline(always)]
-fn dot_tile<const MR: usize, const NR: usize>(x: &[f32], w: &[f32], k: usize, out: &mut [f32], out_stride: usize) {
+fn dot_tile<const MR: usize, const NR: usize>(
+    x: &[f32],
+    w: &[f32],
+    k: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
     let mut acc = [[[0.0f32; LANES]; NR]; MR];
     let x: [&[f32]; MR] = std::array::from_fn(|m| &x[m * k..][..k]);
     let w: [&[f32]; NR] = std::array::from_fn(|n| &w[n * k..][..k]);
@@ -241,7 +253,13 @@ fn load(row: &[f32], at: usize) -> [f32; LANES] {
 
 /// A score is summed over the head's dimensions in ascending order, one rounding each.
 #[inline(always)]
-fn panel_scores_body<const MR: usize>(q: &[f32], head_dim: usize, panel: &[f32], scores: &mut [f32], stride: usize) {
+fn panel_scores_body<const MR: usize>(
+    q: &[f32],
+    head_dim: usize,
+    panel: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+) {
     let rows = q.len() / head_dim;
     let mut m = 0;
     while m + MR <= rows {
@@ -255,7 +273,13 @@ fn panel_scores_body<const MR: usize>(q: &[f32], head_dim: usize, panel: &[f32],
 }
 
 #[inline(always)]
-fn panel_scores_tile<const MR: usize>(q: &[f32], head_dim: usize, panel: &[f32], scores: &mut [f32], stride: usize) {
+fn panel_scores_tile<const MR: usize>(
+    q: &[f32],
+    head_dim: usize,
+    panel: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+) {
     let mut acc = [[0.0f32; LANES]; MR];
     let q: [&[f32]; MR] = std::array::from_fn(|m| &q[m * head_dim..][..head_dim]);
     for (d, key) in panel.chunks_exact(LANES).take(head_dim).enumerate() {
@@ -271,7 +295,14 @@ fn panel_scores_tile<const MR: usize>(q: &[f32], head_dim: usize, panel: &[f32],
 
 /// An output is summed over the keys in ascending order, one rounding each.
 #[inline(always)]
-fn mix_body<const MR: usize>(weights: &[f32], stride: usize, values: &[f32], width: usize, keys: usize, out: &mut [f32]) {
+fn mix_body<const MR: usize>(
+    weights: &[f32],
+    stride: usize,
+    values: &[f32],
+    width: usize,
+    keys: usize,
+    out: &mut [f32],
+) {
     let rows = out.len() / width;
     let mut m = 0;
     while m + MR <= rows {
@@ -285,7 +316,14 @@ fn mix_body<const MR: usize>(weights: &[f32], stride: usize, values: &[f32], wid
 }
 
 #[inline(always)]
-fn mix_tile<const MR: usize>(weights: &[f32], stride: usize, values: &[f32], width: usize, keys: usize, out: &mut [f32]) {
+fn mix_tile<const MR: usize>(
+    weights: &[f32],
+    stride: usize,
+    values: &[f32],
+    width: usize,
+    keys: usize,
+    out: &mut [f32],
+) {
     let weights: [&[f32]; MR] = std::array::from_fn(|m| &weights[m * stride..][..keys]);
     for column in (0..width).step_by(LANES) {
         let mut acc = [[0.0f32; LANES]; MR];
@@ -360,7 +398,7 @@ fn layer_norm_body(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
 /// `0.5 (1 + tanh u) = 1 / (1 + exp(-2u))`, so one exponential serves.
 #[inline(always)]
 fn gelu_tanh_body(row: &mut [f32]) {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     for v in row {
         let x = *v;
         *v = x / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)));
@@ -466,8 +504,12 @@ mod tests {
                                 assert!(got.is_nan(), "wrote outside its rows");
                                 continue;
                             }
-                            let expected: f64 = (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
-                            assert!((f64::from(got) - expected).abs() < 1e-5, "k {k} [{m}, {n}]: {got} {expected}");
+                            let expected: f64 =
+                                (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
+                            assert!(
+                                (f64::from(got) - expected).abs() < 1e-5,
+                                "k {k} [{m}, {n}]: {got} {expected}"
+                            );
                         }
                     }
                 }

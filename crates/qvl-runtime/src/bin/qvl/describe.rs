@@ -126,10 +126,10 @@ fn conversation(args: &Args) -> Conversation {
         parts.push(TurnPart::Video { frames: args.video.clone(), fps });
     }
     parts.push(TurnPart::Text(args.prompt.clone()));
-    let system = args.system.iter().map(|text| Turn {
-        role: "system".to_owned(),
-        content: TurnContent::Text(text.clone()),
-    });
+    let system = args
+        .system
+        .iter()
+        .map(|text| Turn { role: "system".to_owned(), content: TurnContent::Text(text.clone()) });
     let user = Turn { role: "user".to_owned(), content: TurnContent::Parts(parts) };
     Conversation { turns: system.chain([user]).collect() }
 }

@@ -78,7 +78,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     for (task, score) in &by_task {
         writeln!(out, "{task:<12} {:>4} of {:>4}  {:>6.2} %", score.right, score.asked, score.percent())?;
     }
-    writeln!(out, "{BOLD}{:<12} {:>4} of {:>4}  {:>6.2} %{BOLD:#}", "all", all.right, all.asked, all.percent())?;
+    writeln!(
+        out,
+        "{BOLD}{:<12} {:>4} of {:>4}  {:>6.2} %{BOLD:#}",
+        "all",
+        all.right,
+        all.asked,
+        all.percent()
+    )?;
     if let Some(same) = same {
         writeln!(out, "equal to the reference, token by token: {} of {}", same.right, same.asked)?;
     }

@@ -37,7 +37,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     let mut out = anstream::stdout().lock();
-    let stored: Vec<String> = report.tensors.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    let stored: Vec<String> =
+        report.tensors.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
     writeln!(out, "{BOLD}{}{BOLD:#}", report.name)?;
     writeln!(out, "  family       {}", report.family)?;
     writeln!(

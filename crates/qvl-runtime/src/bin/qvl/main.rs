@@ -5,6 +5,7 @@ mod eval;
 mod inspect;
 mod output;
 mod parity;
+mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Compare with transformers, tensor by tensor, on reference cases.
     Parity(parity::Args),
+    /// Draw pictures in the terminal.
+    Show(show::Args),
 }
 
 /// Which network, on how many threads.
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::Show(args) => show::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

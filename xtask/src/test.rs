@@ -1,0 +1,39 @@
+//! `cargo xtask test`: the one command.
+
+use anyhow::Result;
+
+use crate::run::{Steps, cargo, say, succeed};
+use crate::setup;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave out what needs CMake: the tests of the feature libjpeg-turbo.
+    #[arg(long)]
+    no_c: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.step("set-up", setup::rust_tools)?;
+    steps.step("format", || succeed(&mut cargo(&["fmt", "--all", "--check"])))?;
+    steps.step("clippy", || {
+        succeed(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+    })?;
+    steps.step("tests", || succeed(&mut cargo(&["test", "--workspace", "--all-targets"])))?;
+    steps.step("doc tests", || succeed(&mut cargo(&["test", "--workspace", "--doc"])))?;
+    steps.step("docs", || {
+        succeed(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
+    if args.no_c {
+        say("\nnot run: the feature libjpeg-turbo (--no-c)");
+    } else if setup::has_libjpeg_turbo_tools() || setup::install(&["cmake", "nasm"]) {
+        steps.step("tests with libjpeg-turbo", || {
+            let feature = ["test", "--package", "qvl-dataload", "--features", "libjpeg-turbo"];
+            succeed(&mut cargo(&feature))
+        })?;
+    } else {
+        say("\nnot run: the feature libjpeg-turbo, since cmake or nasm is missing");
+    }
+    steps.summary();
+    Ok(())
+}
