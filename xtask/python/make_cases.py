@@ -120,7 +120,7 @@ SMALL = Scale(
     tokens=300,
     text=dict(
         hidden_size=48,
-        intermediate_size=72,
+        intermediate_size=56,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -130,14 +130,14 @@ SMALL = Scale(
     vision=dict(
         depth=3,
         hidden_size=24,
-        intermediate_size=56,
+        intermediate_size=40,
         num_heads=2,
         num_position_embeddings=64,
         deepstack_visual_indexes=[0, 2],
     ),
     moe=dict(moe_intermediate_size=20, num_experts=8, num_experts_per_tok=3),
     wide_text=dict(
-        head_dim=40, num_attention_heads=6, num_key_value_heads=2, rope_parameters=rope(1e6, [8, 6, 6])
+        head_dim=40, num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope(1e6, [8, 6, 6])
     ),
 )
 
@@ -421,7 +421,7 @@ def cases(seed, small):
             "dense_three_images",
             seed + 1,
             [IMAGE, IMAGE, text("Compare the two images."), IMAGE, text("图片里有什么？ naïve café")],
-            [(draw(9, 30), draw(9, 30)), (size(500, 900, 300, 360), size(60, 120, 24, 44)), square(200, 300)],
+            [(draw(9, 30), draw(9, 30)), (size(500, 900, 240, 280), size(60, 120, 24, 44)), square(200, 300)],
             system="You are a helpful assistant.",
         ),
         Case(

@@ -74,13 +74,29 @@ def grain(seed, w, h, channels=3):
     return a
 
 
-def png(path, color, depth, rows, w, h, chunks=(), after=()):
-    """A PNG with exactly this colour type and depth; `rows` are packed bytes, one row each."""
+def png(path, color, depth, rows, w, h, chunks=(), after=(), interlaced=None):
+    """A PNG with exactly this colour type and depth; `rows` are packed bytes, one row each, or 8-bit RGB to interlace."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    if interlaced is not None:
+        passes = (
+            (0, 0, 8, 8),
+            (0, 4, 8, 8),
+            (4, 0, 8, 4),
+            (0, 2, 4, 4),
+            (2, 0, 4, 2),
+            (0, 1, 2, 2),
+            (1, 0, 2, 1),
+        )
+        rows = [r.tobytes() for y, x, dy, dx in passes for r in interlaced[y::dy, x::dx]]
     raw = b"".join(b"\0" + bytes(r) for r in rows)
     with open(path, "wb") as f:
-        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, depth, color, 0, 0, 0)))
+        f.write(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, depth, color, 0, 0, interlaced is not None))
+        )
         for kind, data in chunks:
             f.write(chunk(kind, data))
         f.write(chunk(b"IDAT", zlib.compress(raw, 9)))
@@ -139,6 +155,20 @@ def gif(path, screen, frame, indices, palette, transparent=None, background=0, l
         out += bytes([len(data[i:i + 255])]) + bytes(data[i:i + 255])
     with open(path, "wb") as f:
         f.write(out + b"\0\x3b")
+
+
+def bmp(path, w, h, bits, compression, data, masks=(), palette=b""):
+    """A BMP with exactly this depth and compression; rows from the bottom up, padded to four bytes."""
+    masks = b"".join(struct.pack("<I", m) for m in masks)
+    head = (
+        struct.pack(
+            "<IiiHHIIiiII", 40, w, h, 1, bits, compression, len(data), 2835, 2835, len(palette) // 4, 0
+        )
+        + masks
+        + palette
+    )
+    with open(path, "wb") as f:
+        f.write(b"BM" + struct.pack("<IHHI", 14 + len(head) + len(data), 0, 0, 14 + len(head)) + head + data)
 
 
 def pictures(d):
@@ -222,6 +252,42 @@ def pictures(d):
     png(os.path.join(d, "rgb_gamma_57x46.png"), 2, 8, [r.tobytes() for r in v], 57, 46, [(b"gAMA", struct.pack(">I", 100_000))])
     yield "rgb_gamma_57x46.png", "gamma, which is ignored", (SMALL,)
 
+    v = grain(72, 53, 45)
+    png(os.path.join(d, "rgb_interlaced_53x45.png"), 2, 8, None, 53, 45, interlaced=v)
+    yield "rgb_interlaced_53x45.png", "Adam7 interlacing", (SMALL,)
+    frames = [Image.fromarray(grain(73 + i, 40, 36, 4)) for i in range(2)]
+    frames[0].save(os.path.join(d, "apng_40x36.png"), save_all=True, append_images=frames[1:], duration=50)
+    yield "apng_40x36.png", "animated PNG: the first picture", (SMALL,)
+    frames[0].save(
+        os.path.join(d, "apng_default_40x36.png"),
+        save_all=True,
+        append_images=frames[1:],
+        duration=50,
+        default_image=True,
+    )
+    yield "apng_default_40x36.png", "animated PNG with a picture that is not part of the animation", (SMALL,)
+    frames[0].save(
+        os.path.join(d, "animated_40x36.webp"),
+        save_all=True,
+        append_images=frames[1:],
+        duration=50,
+        lossless=True,
+        exact=True,
+    )
+    yield "animated_40x36.webp", "animated WebP with alpha: the first frame", (SMALL,)
+    flat = [f.convert("RGB") for f in frames]
+    flat[0].save(
+        os.path.join(d, "animated_rgb_40x36.webp"),
+        save_all=True,
+        append_images=flat[1:],
+        duration=50,
+        lossless=True,
+    )
+    yield "animated_rgb_40x36.webp", "animated WebP: the first frame", (SMALL,)
+    grey = [Image.fromarray(grain(75 + i, 40, 36, 1)[..., 0]) for i in range(2)]
+    grey[0].save(os.path.join(d, "animated_40x36.gif"), save_all=True, append_images=grey[1:], duration=50)
+    yield "animated_40x36.gif", "animated GIF: the first frame", (SMALL,)
+
     # Orientation.
     v = grain(71, 53, 29)
     for o in range(1, 9):
@@ -241,6 +307,21 @@ def pictures(d):
     yield save("rgba_31x45.bmp", grain(82, 31, 45, 4), "BMP, 32 bits")
     Image.fromarray((grain(83, 63, 45, 1)[..., 0] > 99)).save(os.path.join(d, "1_63x45.bmp"))
     yield "1_63x45.bmp", "BMP, one bit", (SMALL,)
+    v = noise(84, (45, 31)).astype("<u2") * 256 + noise(85, (45, 31))
+    rows = b"".join(r.astype("<u2").tobytes() + bytes(2) for r in v)
+    bmp(os.path.join(d, "565_31x45.bmp"), 31, 45, 16, 3, rows, (0xF800, 0x07E0, 0x001F))
+    yield "565_31x45.bmp", "BMP, 16 bits 5-6-5", (SMALL,)
+    bmp(os.path.join(d, "555_31x45.bmp"), 31, 45, 16, 0, rows)
+    yield "555_31x45.bmp", "BMP, 16 bits 5-5-5", (SMALL,)
+    runs = (
+        b"".join(
+            b"".join(bytes([1 + x % 2, int(i)]) for x, i in enumerate(r)) + b"\0\0"
+            for r in noise(94, (20, 22))
+        )
+        + b"\0\1"
+    )
+    bmp(os.path.join(d, "rle8_33x20.bmp"), 33, 20, 8, 1, runs, palette=noise(95, (1024,)).tobytes())
+    yield "rle8_33x20.bmp", "BMP, run lengths", (SMALL,)
     yield save("l_57x49.gif", grain(86, 57, 49, 1)[..., 0], "GIF, grey")
     indices = grain(87, 40, 30, 1)[..., 0].ravel() % 61
     pal = noise(88, (61, 3)).tolist()

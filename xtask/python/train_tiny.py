@@ -81,7 +81,7 @@ SYSTEM_SHARE = 0.05  # prompts with a system message
 SYSTEM = "You are a helpful assistant."
 SHORT_ROWS_UNTIL = 0.2  # rows have at most two digits in this part of the training
 BATCH = 48
-MATRIX_LR, OTHER_LR, WARMUP_STEPS = 0.02, 3e-3, 300
+MATRIX_LR, OTHER_LR, WARMUP_STEPS, RESUMED_WARMUP_STEPS = 0.02, 3e-3, 300, 20
 FIRST_SAVE, SAVE_EVERY = 3.0, 4.0  # minutes
 IGNORED = -100  # the label that the loss skips
 
@@ -160,8 +160,10 @@ def collate(rows, tokenizer) -> dict[str, torch.Tensor]:
 class Pictures:
     """Draws training and held-out rows."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, digits=TASK_MIX["digits"]):
         self.tokenizer, self.prompts = tokenizer, Prompts(tokenizer)
+        others = (1 - digits) / (1 - TASK_MIX["digits"])
+        self.training_mix = {**{task: share * others for task, share in TASK_MIX.items()}, "digits": digits}
 
     def row(self, image, task, answer, system=False):
         pixel_values, grid = patches(tasks.resize(image))
@@ -169,7 +171,7 @@ class Pictures:
         return self.prompts(task, len(pixel_values) // MERGE**2, system), answer_ids, pixel_values, grid
 
     def training_row(self, rng, most_digits):
-        task = rng.choices(list(TASK_MIX), list(TASK_MIX.values()))[0]
+        task = rng.choices(list(self.training_mix), list(self.training_mix.values()))[0]
         image, answer = tasks.make_picture(rng, task, "train", rng.random() < RESIZED_SHARE, most_digits)
         if rng.random() < JPEG_SHARE:
             image = tasks.through_jpeg(image, rng.randint(85, 95))
@@ -420,9 +422,9 @@ def shared_gradients(model, extra: list[float]) -> list[float]:
     return extra.tolist()
 
 
-def learning_rate(step: int, part_done: float) -> float:
+def learning_rate(step: int, warmup: int, part_done: float) -> float:
     """A short warm-up, then a cosine that follows the clock."""
-    return min(1, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * part_done)) * 0.97 + 0.03)
+    return min(1, (step + 1) / warmup) * (0.5 * (1 + math.cos(math.pi * part_done)) * 0.97 + 0.03)
 
 
 def train(rank: int, args):
@@ -436,23 +438,19 @@ def train(rank: int, args):
     take_single_frames(model)
     optimizers = build_optimizers(model)
     rates = [(MATRIX_LR,), (OTHER_LR, OTHER_LR)]  # of the optimizers' groups
+    warmup = RESUMED_WARMUP_STEPS if args.resume else WARMUP_STEPS
     if args.resume:
         state = torch.load(args.resume)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
-    pictures = Pictures(tokenizer)
+    pictures = Pictures(tokenizer, args.digits)
     rng = random.Random(f"{args.seed} {rank}")
     step, part_done, mean_loss, next_save, start = 0, 0.0, None, FIRST_SAVE, time.time()
     if rank == 0:
         held_out = pictures.held_out(seed=999, count=400)
-        print(
-            sum(weight.numel() for weight in model.parameters()),
-            "parameters,",
-            len(tokenizer),
-            "tokens",
-            flush=True,
-        )
+        parameters = sum(weight.numel() for weight in model.parameters())
+        print(f"{parameters} parameters, {len(tokenizer)} tokens", flush=True)
 
     while part_done < 1:
         most_digits = 2 if part_done < SHORT_ROWS_UNTIL and not args.resume else 4
@@ -465,7 +463,7 @@ def train(rank: int, args):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, group_rates in zip(optimizers, rates):
             for group, rate in zip(optimizer.param_groups, group_rates):
-                group["lr"] = rate * args.lr * learning_rate(step, part_done)
+                group["lr"] = rate * args.lr * learning_rate(step, warmup, part_done)
             optimizer.step()
         model.zero_grad(set_to_none=True)
         step += 1
@@ -498,6 +496,7 @@ def main():
         "--processes", type=int, default=2, help="each takes one core and its part of every batch"
     )
     parser.add_argument("--lr", type=float, default=1.0, help="scales all learning rates")
+    parser.add_argument("--digits", type=float, default=TASK_MIX["digits"], help="share of digit rows")
     parser.add_argument("--state", type=Path, help="also save float32 weights and optimizer state here")
     parser.add_argument("--resume", type=Path, help="go on from such a state")
     args = parser.parse_args()
