@@ -1,0 +1,29 @@
+//! From a picture or the frames of a video to the patches that Qwen3-VL's vision tower reads.
+//!
+//! | step | file | equal to |
+//! |---|---|---|
+//! | bytes to RGB | [`decode`] | `PIL.Image.open`, `exif_transpose`, `convert("RGB")` |
+//! | target size | [`size`] | `smart_resize` of transformers' image and video processors |
+//! | resize | [`resize`] | Pillow 12's bicubic for stills, torchvision's for video frames |
+//! | rescale, normalise, patchify in one pass | [`patchify`] | `pixel_values`, `pixel_values_videos` |
+//! | settings | [`config`] | `preprocessor_config.json` and its relatives |
+//!
+//! Stills and video frames are different types: two stills are never merged into one temporal patch.
+
+pub mod config;
+pub mod decode;
+mod jpeg;
+mod orientation;
+pub mod patchify;
+mod png;
+mod preprocess;
+pub mod resize;
+pub mod size;
+pub mod video;
+
+pub use config::{ImageConfig, ProcessorConfig, VideoConfig};
+pub use decode::{DecodeLimits, Format, Still};
+pub use patchify::{Grid, Patches, VideoPatches};
+pub use resize::resize_bicubic;
+pub use size::{MAX_ASPECT_RATIO, smart_resize, smart_resize_video};
+pub use video::{Frame, Video};

@@ -1,0 +1,178 @@
+//! Which way up a picture is meant to be seen.
+//!
+//! Read as Pillow's `exif_transpose` reads it: EXIF tag 0x0112 of the first directory, and where there is none the
+//! attribute `tiff:Orientation` of the XMP packet. Metadata that makes no sense counts as absent: the pixels are
+//! still good.
+//!
+//! Source: Pillow 12.3, `Image.getexif` and `ImageOps.exif_transpose`.
+
+/// How the stored pixels are turned to be upright; the discriminants are the EXIF values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Orientation {
+    Upright = 1,
+    FlipHorizontal = 2,
+    Rotate180 = 3,
+    FlipVertical = 4,
+    /// Rows become columns.
+    Transpose = 5,
+    Rotate90 = 6,
+    /// Mirrored along the other diagonal.
+    Transverse = 7,
+    Rotate270 = 8,
+}
+
+impl Orientation {
+    fn from_exif(value: u32) -> Self {
+        match value {
+            2 => Self::FlipHorizontal,
+            3 => Self::Rotate180,
+            4 => Self::FlipVertical,
+            5 => Self::Transpose,
+            6 => Self::Rotate90,
+            7 => Self::Transverse,
+            8 => Self::Rotate270,
+            _ => Self::Upright,
+        }
+    }
+
+    /// Reads the metadata of a picture; EXIF wins over XMP.
+    pub(crate) fn from_metadata(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Self {
+        exif.and_then(exif_orientation)
+            .or_else(|| xmp.and_then(xmp_orientation))
+            .map_or(Self::Upright, Self::from_exif)
+    }
+
+    /// Turns RGB pixels; returns the new width and height with them.
+    pub(crate) fn apply(self, width: u32, height: u32, rgb: Vec<u8>) -> (u32, u32, Vec<u8>) {
+        if self == Self::Upright {
+            return (width, height, rgb);
+        }
+        let (w, h) = (width as usize, height as usize);
+        let turned = matches!(self, Self::Transpose | Self::Rotate90 | Self::Transverse | Self::Rotate270);
+        let (new_w, new_h) = if turned { (h, w) } else { (w, h) };
+        let mut out = Vec::with_capacity(rgb.len());
+        for y in 0..new_h {
+            for x in 0..new_w {
+                let (source_x, source_y) = match self {
+                    Self::Upright => (x, y),
+                    Self::FlipHorizontal => (w - 1 - x, y),
+                    Self::Rotate180 => (w - 1 - x, h - 1 - y),
+                    Self::FlipVertical => (x, h - 1 - y),
+                    Self::Transpose => (y, x),
+                    Self::Rotate90 => (y, h - 1 - x),
+                    Self::Transverse => (w - 1 - y, h - 1 - x),
+                    Self::Rotate270 => (w - 1 - y, x),
+                };
+                let at = (source_y * w + source_x) * 3;
+                out.extend_from_slice(&rgb[at..at + 3]);
+            }
+        }
+        (new_w as u32, new_h as u32, out)
+    }
+}
+
+/// Tag 0x0112 of the first directory of a TIFF structure, if it is one whole number.
+fn exif_orientation(block: &[u8]) -> Option<u32> {
+    const ORIENTATION: u16 = 0x0112;
+    let mut tiff = block;
+    while let Some(rest) = tiff.strip_prefix(b"Exif\0\0") {
+        tiff = rest;
+    }
+    let little = match tiff.get(..4)? {
+        b"II*\0" => true,
+        b"MM\0*" => false,
+        _ => return None,
+    };
+    let u16_at = |at: usize| {
+        let b: [u8; 2] = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(if little { u16::from_le_bytes(b) } else { u16::from_be_bytes(b) })
+    };
+    let u32_at = |at: usize| {
+        let b: [u8; 4] = tiff.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        Some(if little { u32::from_le_bytes(b) } else { u32::from_be_bytes(b) })
+    };
+    let directory = u32_at(4)? as usize;
+    let entries = usize::from(u16_at(directory)?);
+    let mut found = None;
+    for i in 0..entries {
+        let Some(entry) = directory.checked_add(2 + 12 * i) else { break };
+        let (Some(tag), Some(kind), Some(count)) = (u16_at(entry), u16_at(entry + 2), u32_at(entry + 4))
+        else {
+            break;
+        };
+        if tag == ORIENTATION {
+            found = match (kind, count) {
+                // SHORT, SSHORT: in the first two bytes of the value field. LONG, SLONG: all four.
+                (3 | 8, 1) => u16_at(entry + 8).map(u32::from),
+                (4 | 9, 1) => u32_at(entry + 8),
+                // Present, but no number: it overrides XMP and turns nothing.
+                _ => Some(1),
+            };
+        }
+    }
+    found
+}
+
+/// The digit after `tiff:Orientation="` or `tiff:Orientation>`.
+fn xmp_orientation(packet: &[u8]) -> Option<u32> {
+    const KEY: &[u8] = b"tiff:Orientation";
+    let mut rest = packet;
+    loop {
+        let at = rest.windows(KEY.len()).position(|w| w == KEY)?;
+        rest = &rest[at + KEY.len()..];
+        let value = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"));
+        if let Some(digit) = value.and_then(|v| v.first()).filter(|d| d.is_ascii_digit()) {
+            return Some(u32::from(digit - b'0'));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exif(little: bool, kind: u16, value: u16) -> Vec<u8> {
+        let n = |v: u16| if little { v.to_le_bytes() } else { v.to_be_bytes() };
+        let m = |v: u32| if little { v.to_le_bytes() } else { v.to_be_bytes() };
+        let mut b = if little { b"II*\0".to_vec() } else { b"MM\0*".to_vec() };
+        b.extend(m(8));
+        b.extend(n(1));
+        b.extend(n(0x0112));
+        b.extend(n(kind));
+        b.extend(m(1));
+        b.extend(n(value));
+        b.extend([0; 6]);
+        b
+    }
+
+    #[test]
+    fn both_byte_orders_are_read() {
+        assert_eq!(exif_orientation(&exif(true, 3, 6)), Some(6));
+        assert_eq!(exif_orientation(&exif(false, 3, 8)), Some(8));
+        assert_eq!(exif_orientation(b"Exif\0\0II"), None);
+    }
+
+    #[test]
+    fn exif_wins_over_xmp() {
+        let xmp: &[u8] = b"<x tiff:Orientation=\"8\"/>";
+        let block = exif(true, 3, 6);
+        assert_eq!(Orientation::from_metadata(Some(&block), Some(xmp)), Orientation::Rotate90);
+        assert_eq!(Orientation::from_metadata(None, Some(xmp)), Orientation::Rotate270);
+        assert_eq!(Orientation::from_metadata(None, Some(b"tiff:Orientation")), Orientation::Upright);
+    }
+
+    /// ```text
+    /// a b c      d a
+    /// d e f      e b     Rotate90 turns clockwise
+    ///            f c
+    /// ```
+    #[test]
+    fn rotate_90_is_clockwise() {
+        let pixels = |letters: &[u8]| letters.iter().flat_map(|l| [*l; 3]).collect::<Vec<u8>>();
+        assert_eq!(Orientation::Rotate90.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"daebfc")));
+        assert_eq!(Orientation::Rotate270.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"cfbead")));
+        assert_eq!(Orientation::Transpose.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"adbecf")));
+        assert_eq!(Orientation::Transverse.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"fcebda")));
+        assert_eq!(Orientation::FlipVertical.apply(3, 2, pixels(b"abcdef")), (3, 2, pixels(b"defabc")));
+    }
+}
