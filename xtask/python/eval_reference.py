@@ -4,8 +4,8 @@
 
 Everything comes from the checkpoint folder: weights (bf16, computed in float32), chat template, tokenizer,
 image processor (the Pillow one, which resizes bytes as the program does), generation config. Line i of the
-output belongs to line i of the manifest: {"text": "...", "ids": [...]}; `ids` are the generated tokens with
-the end token, `text` is what they say without it. The smallest distance between the two best logits of any
+output belongs to line i of the manifest: {"text": "...", "ids": [...]}; `ids` are the generated tokens without
+the end token, `text` is what they say. The smallest distance between the two best logits of any
 step is printed: where it is tiny, another order of additions may choose the other token.
 """
 
@@ -52,6 +52,8 @@ def answer(model, processor, images, prompt, max_new_tokens):
     )
     best = torch.stack([logits[0] for logits in output.logits]).topk(2).values
     ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    if ids[-1] in model.generation_config.eos_token_id:
+        ids.pop()
     return ids, (best[:, 0] - best[:, 1]).min().item()
 
 

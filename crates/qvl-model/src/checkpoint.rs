@@ -237,7 +237,12 @@ impl Tensors {
         Error::MissingTensor { file: self.source.clone(), tensor: name.to_owned(), hint }
     }
 
-    /// Names of all tensors, in no particular order.
+    /// Tensors stored in a type this crate does not read, with that type: an error only for whoever needs one.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().flat_map(SafetensorsFile::unreadable)
+    }
+
+    /// Names of all tensors that can be read, in no particular order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
     }
@@ -285,7 +290,7 @@ fn chat_template(dir: &Path) -> Result<Option<TextFile>> {
         chat_template: Option<OneOrNamed>,
     }
     #[derive(serde::Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "chat_template must be a string or a list of named templates")]
     enum OneOrNamed {
         One(String),
         Named(Vec<Named>),

@@ -196,24 +196,32 @@ impl GenerationConfig {
     /// Parses `generation_config.json`; without one the end token is taken from `config.json`.
     ///
     /// # Errors
-    /// [`Error::Json`]; [`Error::Config`] if neither file names an end token.
-    pub fn parse(file: Option<&TextFile>, config: &TextFile) -> Result<Self> {
+    /// [`Error::Json`]; [`Error::Config`] if neither file names an end token, or one outside the vocabulary.
+    pub fn parse(file: Option<&TextFile>, config: &TextFile, vocab_size: usize) -> Result<Self> {
         let raw: RawGeneration = file.map(parse_json).transpose()?.unwrap_or_default();
         let eos = match raw.eos_token_id {
             Some(ids) => Some(ids),
             None => parse_json::<RawEos>(config)?.text_config.eos_token_id,
         };
-        let Some(eos) = eos else {
+        let Some(eos) = eos.map(Vec::from).filter(|ids| !ids.is_empty()) else {
             return Err(Error::Config {
                 file: file.unwrap_or(config).name.clone(),
                 field: "eos_token_id".to_owned(),
-                got: "absent".to_owned(),
+                got: "absent or empty".to_owned(),
                 expected: "the id of <|im_end|>".to_owned(),
             });
         };
+        if let Some(id) = eos.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::Config {
+                file: file.unwrap_or(config).name.clone(),
+                field: "eos_token_id".to_owned(),
+                got: id.to_string(),
+                expected: format!("an id below vocab_size {vocab_size}"),
+            });
+        }
         let sampled = raw.do_sample.unwrap_or(false);
         Ok(Self {
-            eos_token_ids: eos.into(),
+            eos_token_ids: eos,
             temperature: raw.temperature.filter(|_| sampled),
             top_k: raw.top_k.filter(|_| sampled),
             top_p: raw.top_p.filter(|_| sampled),
@@ -322,7 +330,7 @@ struct RawTextEos {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "eos_token_id must be an id or a list of ids")]
 enum OneOrMany {
     One(u32),
     Many(Vec<u32>),
@@ -336,6 +344,9 @@ impl From<OneOrMany> for Vec<u32> {
         }
     }
 }
+
+/// What transformers assumes where `head_dim` is absent.
+const HEAD_DIM: usize = 128;
 
 fn rms_norm_eps() -> f32 {
     1e-6
@@ -397,7 +408,7 @@ impl RawText {
         ] {
             check.dimension(field, value)?;
         }
-        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
+        let head_dim = self.head_dim.unwrap_or(HEAD_DIM);
         check.dimension("text_config.head_dim", head_dim)?;
         check.holds(head_dim.is_multiple_of(2), "text_config.head_dim", head_dim, "an even number")?;
         check.holds(
@@ -481,7 +492,8 @@ impl RawText {
             moe.num_experts_per_tok,
             format_args!("at most num_experts {}", moe.num_experts),
         )?;
-        // The reference renormalises the chosen experts' weights whatever this says.
+        // The reference renormalises the chosen experts' weights whatever this says; a checkpoint that asks for
+        // something else was made for another program.
         check.fixed("text_config.norm_topk_prob", self.norm_topk_prob.as_ref(), &true)?;
         Ok(moe)
     }

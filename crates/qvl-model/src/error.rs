@@ -117,6 +117,12 @@ pub enum Error {
         /// Pictures or videos given.
         given: usize,
     },
+    /// A cache or the output of the vision tower does not belong to the prompt.
+    #[error("{reason}")]
+    NotThisPrompt {
+        /// What does not fit, with both numbers.
+        reason: String,
+    },
     /// The patches of a picture do not fit the network or their own grid.
     #[error("{what}: {reason}")]
     Patches {
@@ -125,6 +131,9 @@ pub enum Error {
         /// What is wrong, with both numbers.
         reason: String,
     },
+    /// There is nothing to answer: the rendered prompt has no token.
+    #[error("the prompt has no token; does the chat template leave the messages out?")]
+    EmptyPrompt,
     /// The prompt does not fit the context.
     #[error(
         "the prompt has {tokens} tokens, but the context of this model holds {limit}; shorten the text or \

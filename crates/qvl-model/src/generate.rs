@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::decoder::{Chunk, LogitRows, VisualRows};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::KvCache;
 use crate::model::Model;
 use crate::prompt::Prompt;
@@ -37,6 +37,8 @@ pub enum FinishReason {
     Stop,
     /// `max_new_tokens` or the context was reached.
     Length,
+    /// The caller stopped asking.
+    Cancelled,
 }
 
 /// One token of an answer.
@@ -54,8 +56,10 @@ pub struct Generation<'m, B: Backend> {
     cache: KvCache<B>,
     sampler: Sampler,
     stream: TextStream<'m>,
-    /// Logits of the next token; `None` once the answer has ended.
-    logits: Option<Vec<f32>>,
+    /// Logits from which the next token is chosen, or from which the last one was.
+    logits: Vec<f32>,
+    /// The last token, which the decoder has not seen yet: its step waits until another token is wanted.
+    undecoded: Option<u32>,
     left: usize,
     ignore_eos: bool,
     finish: Option<FinishReason>,
@@ -65,6 +69,9 @@ impl<'m, B: Backend> Generation<'m, B> {
     /// Encodes the pictures and prefills the prompt.
     pub(crate) fn start(model: &'m Model<B>, prompt: &Prompt, options: &GenerateOptions) -> Result<Self> {
         let sampler = Sampler::new(options.sampling.clone(), &prompt.ids)?;
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
         let visual = model.encode(prompt)?;
         let mut cache = model.kv_cache();
         let logits =
@@ -74,7 +81,8 @@ impl<'m, B: Backend> Generation<'m, B> {
             cache,
             sampler,
             stream: TextStream::new(model.tokenizer()),
-            logits: Some(logits),
+            logits,
+            undecoded: None,
             left: options.max_new_tokens,
             ignore_eos: options.ignore_eos,
             finish: None,
@@ -86,9 +94,10 @@ impl<'m, B: Backend> Generation<'m, B> {
         self.finish
     }
 
-    /// Logits from which the next token will be chosen, `[vocab_size]`; `None` once the answer has ended.
-    pub fn logits(&self) -> Option<&[f32]> {
-        self.logits.as_deref()
+    /// Logits from which the last token was chosen, after penalties, `[vocab_size]`; before the first token,
+    /// those from which it will be.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
     }
 
     /// What is left when the answer ended inside a character.
@@ -96,10 +105,22 @@ impl<'m, B: Backend> Generation<'m, B> {
         self.stream.finish()
     }
 
-    fn end(&mut self, reason: FinishReason) -> Option<Result<Token>> {
-        self.logits = None;
-        self.finish = Some(reason);
-        None
+    /// The next token, or why there is none.
+    fn step(&mut self) -> Result<Result<Token, FinishReason>> {
+        let context = self.model.config().text.max_position_embeddings;
+        if self.left == 0 || (self.undecoded.is_some() && self.cache.len() >= context) {
+            return Ok(Err(FinishReason::Length));
+        }
+        if let Some(id) = self.undecoded.take() {
+            self.logits = self.decode(id)?;
+        }
+        let id = self.sampler.choose(&mut self.logits)?;
+        if !self.ignore_eos && self.model.generation_config().eos_token_ids.contains(&id) {
+            return Ok(Err(FinishReason::Stop));
+        }
+        self.left -= 1;
+        self.undecoded = Some(id);
+        Ok(Ok(Token { id, text: self.stream.push(id) }))
     }
 
     fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
@@ -119,28 +140,22 @@ impl<B: Backend> Iterator for Generation<'_, B> {
     type Item = Result<Token>;
 
     fn next(&mut self) -> Option<Result<Token>> {
-        let mut logits = self.logits.take()?;
-        if self.left == 0 {
-            return self.end(FinishReason::Length);
+        if self.finish.is_some() {
+            return None;
         }
-        let id = match self.sampler.choose(&mut logits) {
-            Ok(id) => id,
-            Err(error) => return Some(Err(error)),
-        };
-        if !self.ignore_eos && self.model.generation_config().eos_token_ids.contains(&id) {
-            return self.end(FinishReason::Stop);
-        }
-        self.left -= 1;
-        let at_limit = self.cache.len() >= self.model.config().text.max_position_embeddings;
-        if self.left == 0 || at_limit {
-            self.end(FinishReason::Length);
-        } else {
-            match self.decode(id) {
-                Ok(logits) => self.logits = Some(logits),
-                Err(error) => return Some(Err(error)),
+        match self.step() {
+            Ok(Ok(token)) => Some(Ok(token)),
+            Ok(Err(reason)) => {
+                self.finish = Some(reason);
+                None
+            }
+            Err(error) => {
+                // What comes after a failed step would not be this answer.
+                self.left = 0;
+                self.undecoded = None;
+                Some(Err(error))
             }
         }
-        Some(Ok(Token { id, text: self.stream.push(id) }))
     }
 }
 
@@ -154,15 +169,24 @@ pub(crate) fn prefill<B: Backend>(
     chunk_tokens: usize,
     logits: LogitRows,
 ) -> Result<Vec<f32>> {
+    let tokens = visual.map_or(0, |output| output.tokens);
+    if tokens != prompt.visual_tokens.len() {
+        let reason = format!(
+            "the prompt has {} visual tokens, but the vision tower's output has {tokens}: encode this prompt",
+            prompt.visual_tokens.len()
+        );
+        return Err(Error::NotThisPrompt { reason });
+    }
+    if !cache.is_empty() {
+        let reason = format!("a prompt starts an empty cache, this one holds {} tokens", cache.len());
+        return Err(Error::NotThisPrompt { reason });
+    }
     let chunk_tokens = if chunk_tokens == 0 { prompt.len().max(1) } else { chunk_tokens };
     let mut collected = Vec::new();
     let mut start = 0;
     while start < prompt.len() {
         let end = (start + chunk_tokens).min(prompt.len());
-        let first = prompt.visual_tokens.partition_point(|&token| token < start);
-        let last = prompt.visual_tokens.partition_point(|&token| token < end);
-        let rows: Vec<(usize, usize)> =
-            (first..last).map(|row| (prompt.visual_tokens[row] - start, row)).collect();
+        let rows = prompt.visual_rows(start..end);
         let visual = visual.filter(|_| !rows.is_empty()).map(|output| VisualRows { output, rows: &rows });
         let wanted = if logits == LogitRows::Last && end < prompt.len() { LogitRows::None } else { logits };
         let chunk = Chunk {

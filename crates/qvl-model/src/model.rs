@@ -64,8 +64,11 @@ impl<B: Backend + 'static> Model<B> {
     /// fit. With [`Residency::OnDemand`], a layer's tensors are only looked at when it is used.
     pub fn load(checkpoint: Checkpoint, backend: B, residency: Residency) -> Result<Self> {
         let config = Config::parse(&checkpoint.config)?;
-        let generation_config =
-            GenerationConfig::parse(checkpoint.generation_config.as_ref(), &checkpoint.config)?;
+        let generation_config = GenerationConfig::parse(
+            checkpoint.generation_config.as_ref(),
+            &checkpoint.config,
+            config.text.vocab_size,
+        )?;
         let tokenizer = Tokenizer::parse(&checkpoint.tokenizer, &config)?;
         let template = checkpoint.chat_template.clone().map(ChatTemplate::parse).transpose()?;
         let backend = Arc::new(backend);
@@ -173,7 +176,8 @@ impl<B: Backend> Model<B> {
     /// the last one. `chunk_tokens`: tokens a step, 0 for all at once.
     ///
     /// # Errors
-    /// As [`Decoder::forward`].
+    /// [`Error::NotThisPrompt`] if the cache is not empty or `visual` is not what [`encode`](Self::encode) made
+    /// of this prompt; as [`Decoder::forward`].
     pub fn prefill(
         &self,
         cache: &mut KvCache<B>,
@@ -188,7 +192,7 @@ impl<B: Backend> Model<B> {
     /// Starts an answer: encodes the pictures, prefills the prompt, and returns an iterator over the tokens.
     ///
     /// # Errors
-    /// [`Error::Sampling`], [`Error::Patches`], [`Error::ContextLength`].
+    /// [`Error::Sampling`], [`Error::EmptyPrompt`], [`Error::Patches`], [`Error::ContextLength`].
     pub fn generate(&self, prompt: &Prompt, options: &GenerateOptions) -> Result<Generation<'_, B>> {
         Generation::start(self, prompt, options)
     }

@@ -52,7 +52,7 @@ pub fn positions(spans: impl IntoIterator<Item = Span>) -> (Vec<Position>, i64) 
     (positions, delta)
 }
 
-/// Spans of one input with the given grid: one for each temporal patch.
+/// The span of one temporal patch of an input with the given grid.
 pub fn visual_span(grid: Grid, spatial_merge_size: usize) -> Span {
     let merge = spatial_merge_size as u32;
     Span::Visual { h: grid.h / merge, w: grid.w / merge }
@@ -90,14 +90,14 @@ impl Mrope {
     }
 }
 
-/// `theta^(-i / count)` for `i` in `0..count`, rounded once to f32 as the reference holds them.
+/// `theta^(-i / count)` for `i` in `0..count`.
 pub(crate) fn inverse_frequencies(theta: f64, count: usize) -> Vec<f32> {
     // The reference rounds the power to f32 before it takes the reciprocal.
     (0..count).map(|i| 1.0 / theta.powf(f64::from(i as f32 / count as f32)) as f32).collect()
 }
 
 /// One row of cosines followed by sines for each row of angles. The angles are f32, as the reference's are;
-/// their cosines are correctly rounded.
+/// their cosines are taken in f64.
 pub(crate) fn cos_sin<R: Iterator<Item = f32> + Clone>(rows: impl Iterator<Item = R>) -> Vec<f32> {
     let mut table = Vec::new();
     for angles in rows {

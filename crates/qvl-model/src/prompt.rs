@@ -1,7 +1,9 @@
 //! From a rendered conversation and its pictures to what the decoder takes: ids, positions, and which token
 //! is which visual token.
 
-use crate::config::Config;
+use std::ops::Range;
+
+use crate::config::{Config, VisionConfig};
 use crate::error::{Error, Result};
 use crate::mrope::{Position, Span, positions, visual_span};
 use crate::tokenizer::Tokenizer;
@@ -61,7 +63,8 @@ impl Prompt {
             inputs.into_iter().partition(|input| input.kind == VisualKind::Image);
         let (mut stills, mut videos) = (stills.into_iter(), videos.into_iter());
 
-        let mut builder = Builder::default();
+        let limit = config.text.max_position_embeddings;
+        let mut builder = Builder { limit, ..Builder::default() };
         let mut ordered = Vec::new();
         for id in rendered {
             let input = if id == config.image_token_id {
@@ -74,12 +77,12 @@ impl Prompt {
             };
             // The counts were compared above.
             let Some(input) = input else { continue };
-            check_input(ordered.len(), &input, merge)?;
+            check_input(ordered.len(), &input, &config.vision)?;
             match &input.kind {
                 VisualKind::Image => builder.visual(id, visual_span(input.grid, merge)),
                 VisualKind::Video { timestamps } => {
                     for seconds in timestamps {
-                        builder.text(&tokenizer.encode(&format!("<{seconds:.1} seconds>"))?);
+                        builder.text(&tokenizer.encode_piece(&format!("<{seconds:.1} seconds>"))?);
                         builder.text(&[config.vision_start_token_id]);
                         builder.visual(id, visual_span(input.grid, merge));
                         builder.text(&[config.vision_end_token_id]);
@@ -88,9 +91,8 @@ impl Prompt {
             }
             ordered.push(input);
         }
-        let limit = config.text.max_position_embeddings;
-        if builder.ids.len() > limit {
-            return Err(Error::ContextLength { tokens: builder.ids.len(), limit });
+        if builder.tokens > limit {
+            return Err(Error::ContextLength { tokens: builder.tokens, limit });
         }
         let (positions, rope_delta) = positions(builder.spans);
         Ok(Self {
@@ -112,29 +114,51 @@ impl Prompt {
         self.ids.is_empty()
     }
 
+    /// The visual tokens among the given tokens: pairs of (index from the start of the range, row of the tower's
+    /// output), as [`VisualRows`](crate::decoder::VisualRows) takes them.
+    pub fn visual_rows(&self, tokens: Range<usize>) -> Vec<(usize, usize)> {
+        let rows = self.visual_tokens.partition_point(|&token| token < tokens.start)
+            ..self.visual_tokens.partition_point(|&token| token < tokens.end);
+        rows.map(|row| (self.visual_tokens[row] - tokens.start, row)).collect()
+    }
+
     /// Sizes of the inputs, in prompt order.
     pub fn grids(&self) -> Vec<Grid> {
         self.inputs.iter().map(|input| input.grid).collect()
     }
 }
 
+/// Counts every token, but keeps none beyond the limit: a grid of any size costs nothing to refuse.
 #[derive(Default)]
 struct Builder {
+    limit: usize,
+    tokens: usize,
     ids: Vec<u32>,
     spans: Vec<Span>,
     visual_tokens: Vec<usize>,
 }
 
 impl Builder {
+    /// Whether that many more tokens are kept.
+    fn fits(&mut self, count: usize) -> bool {
+        self.tokens = self.tokens.saturating_add(count);
+        self.tokens <= self.limit
+    }
+
     fn text(&mut self, ids: &[u32]) {
-        self.ids.extend_from_slice(ids);
-        self.spans.push(Span::Text(ids.len()));
+        if self.fits(ids.len()) {
+            self.ids.extend_from_slice(ids);
+            self.spans.push(Span::Text(ids.len()));
+        }
     }
 
     fn visual(&mut self, placeholder: u32, span: Span) {
         let Span::Visual { h, w } = span else { return };
+        let count = (h as usize).saturating_mul(w as usize);
+        if !self.fits(count) {
+            return;
+        }
         let first = self.ids.len();
-        let count = h as usize * w as usize;
         self.ids.resize(first + count, placeholder);
         self.visual_tokens.extend(first..first + count);
         self.spans.push(span);
@@ -154,8 +178,9 @@ fn check_counts(rendered: &[u32], inputs: &[VisualInput], config: &Config) -> Re
     Ok(())
 }
 
-fn check_input(index: usize, input: &VisualInput, merge: usize) -> Result<()> {
+fn check_input(index: usize, input: &VisualInput, vision: &VisionConfig) -> Result<()> {
     let Grid { t, h, w } = input.grid;
+    let merge = vision.spatial_merge_size;
     let fail = |reason: String| Err(Error::Patches { what: format!("visual input {index}"), reason });
     if t == 0
         || h == 0
@@ -165,10 +190,23 @@ fn check_input(index: usize, input: &VisualInput, merge: usize) -> Result<()> {
     {
         return fail(format!("its grid is {t} x {h} x {w}, expected multiples of {merge} patches a side"));
     }
+    let patches = [t, h, w].into_iter().try_fold(1usize, |count, side| count.checked_mul(side as usize));
     match &input.kind {
         VisualKind::Image if t != 1 => fail(format!("a still has one temporal patch, its grid has {t}")),
         VisualKind::Video { timestamps } if timestamps.len() != t as usize => {
             fail(format!("{} timestamps for {t} temporal patches", timestamps.len()))
+        }
+        VisualKind::Video { timestamps } if timestamps.iter().any(|t| !t.is_finite() || *t < 0.0) => {
+            fail(format!("timestamps are {timestamps:?}, expected seconds from the start"))
+        }
+        _ if patches.and_then(|count| count.checked_mul(vision.patch_values()))
+            != Some(input.pixel_values.len()) =>
+        {
+            fail(format!(
+                "{} pixel values, but a grid of {t} x {h} x {w} patches of {} needs another number",
+                input.pixel_values.len(),
+                vision.patch_values()
+            ))
         }
         _ => Ok(()),
     }

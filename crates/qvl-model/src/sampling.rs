@@ -83,7 +83,8 @@ impl Sampler {
 
     /// The next token. `logits`: `[vocab_size]`, changed in place by the penalties.
     ///
-    /// Order: repetition penalty, presence penalty, temperature, top-k, top-p, min-p, as transformers.
+    /// Order: repetition penalty, presence penalty, temperature, top-k, top-p, min-p: that of transformers, which
+    /// has no presence penalty. Of equal logits at the edge of top-k the lower id stays.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if a logit is NaN or infinite.
@@ -172,7 +173,7 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// A number in [0, 1) that depends on seed and step alone, so that an answer does not depend on what else
-/// was sampled: the finaliser of SplitMix64 over `seed + step * golden ratio`, applied twice.
+/// was sampled: SplitMix64's finaliser over `mix(seed) + (step + 1) * golden ratio`.
 ///
 /// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014), figure 17.
 fn uniform(seed: u64, step: u64) -> f64 {

@@ -23,6 +23,11 @@ impl Message {
         Self { role: "user".to_owned(), content: Content::Parts(parts.into()) }
     }
 
+    /// An earlier answer.
+    pub fn assistant(text: impl Into<String>) -> Self {
+        Self { role: "assistant".to_owned(), content: Content::Text(text.into()) }
+    }
+
     /// A message that says how to behave.
     pub fn system(text: impl Into<String>) -> Self {
         Self { role: "system".to_owned(), content: Content::Text(text.into()) }

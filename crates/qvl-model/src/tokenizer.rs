@@ -68,7 +68,19 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the library cannot encode it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match self.inner.encode_fast(text, true) {
+        self.encode_with(text, true)
+    }
+
+    /// Token ids of a text in the middle of a prompt: nothing is put before or after it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_piece(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        match self.inner.encode_fast(text, add_special_tokens) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(Error::Tokenizer { file: self.name.clone(), reason: error.to_string() }),
         }

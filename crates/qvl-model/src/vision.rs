@@ -57,6 +57,8 @@ pub struct VisionOutput<B: Backend> {
     pub embeds: B::Buffer,
     /// `[T, H]` each: added behind the first decoder layers.
     pub deepstack: Vec<B::Buffer>,
+    /// `T`: visual tokens.
+    pub tokens: usize,
 }
 
 /// The vision tower of a checkpoint.
@@ -80,7 +82,7 @@ impl<B: Backend> VisionTower<B> {
     /// - `pixel_values`: `[P, patch_values]`, in merge order
     ///
     /// Attention stays inside a frame, so stills and videos encoded together equal each encoded alone.
-    /// Costs `O(Σ (h w)²)` in attention.
+    /// Costs `O(Σ t (h w)²)` in attention.
     ///
     /// # Errors
     /// [`Error::Patches`] if the grids do not fit the values; whatever `layers` fails with.
@@ -116,7 +118,11 @@ impl<B: Backend> VisionTower<B> {
                 deepstack.push(self.deepstack_merge(&self.stem.deepstack_merger_list[tap], &x, patches));
             }
         }
-        Ok(VisionOutput { embeds: self.merge(&self.stem.merger, &x, patches), deepstack })
+        Ok(VisionOutput {
+            embeds: self.merge(&self.stem.merger, &x, patches),
+            deepstack,
+            tokens: patches / config.merge_unit(),
+        })
     }
 
     /// `x += proj(attention(qkv(norm1(x))))`, then `x += fc2(gelu(fc1(norm2(x))))`.
@@ -252,5 +258,131 @@ impl<B: Backend> VisionTower<B> {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Mat;
+    use crate::backend::reference::Reference;
+
+    /// A tower of which only the dimensions are used: heads of `head_dim`, `side * side` learned positions.
+    fn tower(head_dim: usize, side: usize) -> VisionTower<Reference> {
+        let config = VisionConfig {
+            depth: 1,
+            hidden_size: head_dim,
+            intermediate_size: 1,
+            num_heads: 1,
+            in_channels: 3,
+            patch_size: 1,
+            temporal_patch_size: 1,
+            spatial_merge_size: 2,
+            out_hidden_size: 1,
+            num_position_embeddings: side * side,
+            deepstack_visual_indexes: Vec::new(),
+            rope_theta: 10_000.0,
+        };
+        let linear = || Linear { weight: Mat::zeros(0, 0), bias: None };
+        let stem = VisionStem {
+            patch_embed: linear(),
+            pos_embed: Mat::zeros(0, 0),
+            merger: Merger {
+                norm: LayerNorm { weight: Vec::new(), bias: Vec::new() },
+                linear_fc1: linear(),
+                linear_fc2: linear(),
+            },
+            deepstack_merger_list: Vec::new(),
+        };
+        VisionTower::new(config, Arc::new(Reference), stem)
+    }
+
+    #[test]
+    fn patches_come_square_by_square() {
+        let places: Vec<(u32, u32)> = Grid { t: 1, h: 4, w: 6 }.places(2).collect();
+        assert_eq!(places[..8], [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]);
+        assert_eq!(places[12..16], [(2, 0), (2, 1), (3, 0), (3, 1)]);
+        assert_eq!(places.len(), 24);
+        let rows: Vec<(u32, u32)> = Grid { t: 1, h: 2, w: 3 }.places(1).collect();
+        assert_eq!(rows, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
+    }
+
+    /// What the taps of a patch add up to, by row of the table; weights of 0 are left out.
+    fn mixture(taps: &Taps) -> Vec<(u32, f32)> {
+        let mut mixture: Vec<(u32, f32)> = Vec::new();
+        for (row, weight) in taps.rows.into_iter().zip(taps.weights).filter(|(_, weight)| *weight != 0.0) {
+            match mixture.iter_mut().find(|(known, _)| *known == row) {
+                Some((_, sum)) => *sum += weight,
+                None => mixture.push((row, weight)),
+            }
+        }
+        mixture.sort_by_key(|(row, _)| *row);
+        mixture
+    }
+
+    #[test]
+    fn corner_patches_take_corner_positions_and_the_centre_mixes_four() {
+        // 6 x 4 patches over 4 x 4 positions: rows at 0, 0.6, ..., 3, columns at 0, 1, 2, 3.
+        let grid = Grid { t: 1, h: 6, w: 4 };
+        let taps = tower(4, 4).position_taps(&[grid]);
+        let at = |row: u32, column: u32| {
+            let place = grid.places(2).position(|place| place == (row, column)).unwrap();
+            mixture(&taps[place])
+        };
+        assert_eq!(at(0, 0), [(0, 1.0)]);
+        assert_eq!(at(0, 3), [(3, 1.0)]);
+        assert_eq!(at(5, 0), [(12, 1.0)]);
+        assert_eq!(at(5, 3), [(15, 1.0)]);
+        let [(5, above), (9, below)] = at(2, 1)[..] else { panic!("{:?}", at(2, 1)) };
+        assert!((above - 0.8).abs() < 1e-6 && (below - 0.2).abs() < 1e-6, "{above} {below}");
+
+        // 4 x 4 patches over 3 x 3 positions: a step is 2/3.
+        let taps = tower(4, 3).position_taps(&[Grid { t: 1, h: 4, w: 4 }]);
+        let centre = mixture(&taps[3]);
+        assert_eq!(centre.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [0, 1, 3, 4]);
+        for ((_, weight), expected) in centre.iter().zip([1.0 / 9.0, 2.0 / 9.0, 2.0 / 9.0, 4.0 / 9.0]) {
+            assert!((weight - expected).abs() < 1e-6, "{centre:?}");
+        }
+    }
+
+    #[test]
+    fn as_many_patches_as_positions_take_each_its_own() {
+        let grid = Grid { t: 1, h: 8, w: 8 };
+        let taps = tower(4, 8).position_taps(&[grid]);
+        for (taps, (row, column)) in taps.iter().zip(grid.places(2)) {
+            assert_eq!(mixture(taps), [(row * 8 + column, 1.0)]);
+        }
+    }
+
+    #[test]
+    fn weights_sum_to_one_and_rows_exist_for_any_grid() {
+        let tower = tower(4, 5);
+        let grids = [(1, 2, 2), (2, 2, 40), (1, 62, 2), (3, 10, 14)].map(|(t, h, w)| Grid { t, h, w });
+        let taps = tower.position_taps(&grids);
+        assert_eq!(taps.len(), grids.iter().map(|grid| grid.patches()).sum::<usize>());
+        for taps in &taps {
+            assert!((taps.weights.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{taps:?}");
+            assert!(taps.weights.iter().all(|weight| (0.0..=1.0).contains(weight)), "{taps:?}");
+            assert!(taps.rows.iter().all(|&row| row < 25), "{taps:?}");
+        }
+        // Every frame of a video takes the same positions.
+        let (first, second) = taps[4..4 + 160].split_at(80);
+        assert_eq!(first, second);
+    }
+
+    #[test]
+    fn the_first_half_of_the_angles_turns_with_the_row_and_the_second_with_the_column() {
+        let grid = Grid { t: 2, h: 2, w: 4 };
+        let table = tower(8, 2).rotary_table(&[grid]);
+        assert_eq!(table.len(), grid.patches() * 8);
+        for (index, (row, column)) in grid.places(2).chain(grid.places(2)).enumerate() {
+            // Frequencies 1 and 10000^(-1/2).
+            let angles = [row as f32, row as f32 * 0.01, column as f32, column as f32 * 0.01];
+            let (cos, sin) = table[index * 8..][..8].split_at(4);
+            for (i, angle) in angles.into_iter().enumerate() {
+                assert!((cos[i] - angle.cos()).abs() < 1e-6, "patch {index}, cos {i}");
+                assert!((sin[i] - angle.sin()).abs() < 1e-6, "patch {index}, sin {i}");
+            }
+        }
     }
 }

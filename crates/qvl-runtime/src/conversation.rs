@@ -49,8 +49,9 @@ pub enum TurnPart {
 
 impl Conversation {
     /// One user turn: pictures, then a question.
-    pub fn question(images: impl IntoIterator<Item = PathBuf>, text: impl Into<String>) -> Self {
-        let mut parts: Vec<TurnPart> = images.into_iter().map(TurnPart::Image).collect();
+    pub fn question(images: impl IntoIterator<Item = impl Into<PathBuf>>, text: impl Into<String>) -> Self {
+        let mut parts: Vec<TurnPart> =
+            images.into_iter().map(|image| TurnPart::Image(image.into())).collect();
         parts.push(TurnPart::Text(text.into()));
         Self { turns: vec![Turn { role: "user".to_owned(), content: TurnContent::Parts(parts) }] }
     }
@@ -73,7 +74,7 @@ impl Conversation {
             content: RawContent,
         }
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "content must be a string or a list of items")]
         enum RawContent {
             Text(String),
             Parts(Vec<serde_json::Value>),

@@ -1,5 +1,6 @@
 //! One request after another: files in, tokens out.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -40,9 +41,9 @@ pub struct Answer {
 pub struct Timings {
     /// Decoding, resizing and cutting pictures, rendering and tokenising the prompt.
     pub prepare: Duration,
-    /// Vision tower and prefill.
+    /// Vision tower and prefill: the first token's logits are there.
     pub prefill: Duration,
-    /// From the first token to the last.
+    /// Choosing the tokens, and the decoder's step for each but the last.
     pub decode: Duration,
 }
 
@@ -59,8 +60,8 @@ impl Engine<Cpu> {
     ///
     /// # Errors
     /// Whatever is missing or wrong in the folder, by name.
-    pub fn open(dir: &Path, threads: usize) -> Result<Self> {
-        Self::open_on(dir, Cpu::new(threads)?)
+    pub fn open(dir: impl AsRef<Path>, threads: usize) -> Result<Self> {
+        Self::open_on(dir.as_ref(), Cpu::new(threads)?)
     }
 }
 
@@ -148,7 +149,8 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Answers a conversation; `on_text` gets each piece of text when its characters are complete.
+    /// Answers a conversation; `on_text` gets each piece of text when its characters are complete,
+    /// and says whether to go on.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare), and what the network fails with. Text given to `on_text` before an error
@@ -157,7 +159,7 @@ impl<B: Backend> Engine<B> {
         &self,
         conversation: &Conversation,
         options: &GenerateOptions,
-        on_text: impl FnMut(&str),
+        on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let start = Instant::now();
         let prompt = self.prepare(conversation)?;
@@ -173,7 +175,7 @@ impl<B: Backend> Engine<B> {
         prompt: &Prompt,
         options: &GenerateOptions,
         prepare: Duration,
-        mut on_text: impl FnMut(&str),
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let start = Instant::now();
         let mut generation = self.model.generate(prompt, options)?;
@@ -181,18 +183,24 @@ impl<B: Backend> Engine<B> {
         let start = Instant::now();
         let (mut text, mut ids) = (String::new(), Vec::new());
         let mut give = |piece: &str| {
-            if !piece.is_empty() {
-                on_text(piece);
-                text.push_str(piece);
-            }
+            text.push_str(piece);
+            if piece.is_empty() { ControlFlow::Continue(()) } else { on_text(piece) }
         };
-        for token in generation.by_ref() {
+        let mut flow = ControlFlow::Continue(());
+        while flow.is_continue()
+            && let Some(token) = generation.next()
+        {
             let token = token?;
-            give(&token.text);
             ids.push(token.id);
+            flow = give(&token.text);
         }
-        give(&generation.rest());
-        let finish = generation.finish_reason().unwrap_or(FinishReason::Length);
+        if flow.is_continue() {
+            flow = give(&generation.rest());
+        }
+        let finish = match flow {
+            ControlFlow::Break(()) => FinishReason::Cancelled,
+            ControlFlow::Continue(()) => generation.finish_reason().unwrap_or(FinishReason::Length),
+        };
         Ok(Answer { text, ids, finish, timings: Timings { prepare, prefill, decode: start.elapsed() } })
     }
 }

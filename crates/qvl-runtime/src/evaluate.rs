@@ -1,6 +1,7 @@
 //! Exact-match accuracy on a manifest of questions about pictures.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use qvl_model::GenerateOptions;
@@ -152,7 +153,7 @@ pub fn evaluate<B: Backend>(
     questions
         .iter()
         .map(|question| {
-            let answer = engine.answer(&question.conversation, options, |_| {})?;
+            let answer = engine.answer(&question.conversation, options, |_| ControlFlow::Continue(()))?;
             let outcome = Outcome {
                 place: question.place.clone(),
                 task: question.task.clone(),

@@ -26,7 +26,7 @@ pub struct Report {
     pub embedding_parameters: u64,
     /// Bytes of all tensors as stored.
     pub weight_bytes: u64,
-    /// Tensors by stored type.
+    /// Tensors by stored type; types that cannot be read say so and are in none of the sums.
     pub tensors: BTreeMap<String, usize>,
     /// Weight files.
     pub files: usize,
@@ -178,6 +178,9 @@ fn by_dtype(tensors: &Tensors) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for view in tensors.names().filter_map(|name| tensors.find(name)) {
         *counts.entry(view.dtype().to_string()).or_default() += 1;
+    }
+    for (_, dtype) in tensors.unreadable() {
+        *counts.entry(format!("{dtype} (cannot be read)")).or_default() += 1;
     }
     counts
 }

@@ -29,6 +29,9 @@ pub struct Cpu {
     isa: Isa,
 }
 
+/// Most compute threads: more than any machine has cores, few enough to start in no time.
+const THREADS_MAX: usize = 1024;
+
 impl Cpu {
     /// A backend with `threads` compute threads; 0 takes one for each core the process may use.
     ///
@@ -43,6 +46,10 @@ impl Cpu {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
+        if threads > THREADS_MAX {
+            let reason = format!("at most {THREADS_MAX} can be asked for; 0 takes all cores");
+            return Err(Error::Threads { threads, reason });
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("qvl-compute-{index}"))
@@ -141,7 +148,7 @@ impl Backend for Cpu {
     fn embed(&self, table: &CpuMatrix, ids: &[u32]) -> Mat {
         let mut y = Mat::zeros(ids.len(), table.cols());
         for (row, &id) in ids.iter().enumerate() {
-            table.unpack_row(self.isa, id as usize, y.row_mut(row));
+            table.unpack_rows(self.isa, id as usize, y.row_mut(row));
         }
         y
     }
@@ -250,7 +257,7 @@ impl Backend for Cpu {
                 tokens_of[expert].push((row, weight));
             }
         }
-        // Experts in ascending order, as the reference adds them: each row's sum has one fixed order.
+        // Experts in ascending order, as transformers adds them: each row's sum has one fixed order.
         for (expert, tokens) in moe.experts.iter().zip(&tokens_of).filter(|(_, tokens)| !tokens.is_empty()) {
             let rows: Vec<usize> = tokens.iter().map(|&(row, _)| row).collect();
             let chosen = self.take_rows(x, &rows);
@@ -272,7 +279,7 @@ impl Backend for Cpu {
         let width = table.cols();
         // A few thousand learned positions: unpacked once for all patches.
         let mut unpacked = Mat::zeros(table.rows(), width);
-        self.each_row(&mut unpacked, |row, values| table.unpack_row(self.isa, row, values));
+        self.each_row(&mut unpacked, |row, values| table.unpack_rows(self.isa, row, values));
         self.each_row(x, |row, x| {
             let Taps { rows, weights } = taps[row];
             let [a, b, c, d] = rows.map(|row| unpacked.row(row as usize));

@@ -217,6 +217,11 @@ impl SafetensorsFile {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Tensors of types this crate does not read, with those types.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.unreadable.iter().map(|(name, dtype)| (name.as_str(), dtype.as_str()))
+    }
+
     /// The stored type of a tensor that is there but in a type this crate does not read.
     pub fn unreadable_dtype(&self, tensor: &str) -> Option<&str> {
         self.unreadable.get(tensor).map(String::as_str)

@@ -188,3 +188,105 @@ pub(super) fn causal(
     }
     run(isa, qkv, shape, &tasks, y);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::reference::Reference;
+
+    const SHAPES: [(usize, usize, usize); 6] =
+        [(1, 1, 4), (4, 2, 10), (6, 2, 16), (2, 2, 24), (3, 1, 72), (5, 5, 8)];
+    /// Around the edges of a panel of keys and of a tile of queries.
+    const LENGTHS: [usize; 8] = [1, 2, 15, 16, 17, 32, 33, 50];
+
+    fn noise(rows: usize, shape: HeadShape) -> Mat {
+        let cols = shape.qkv_width();
+        let mut state = (rows * 31 + cols) as u32;
+        let values = (0..rows * cols).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+        });
+        Mat { rows, cols, values: values.collect() }
+    }
+
+    /// Runs `test` for every shape, length and instruction set.
+    fn check(test: impl Fn(Isa, HeadShape, usize)) {
+        for (heads, kv_heads, head_dim) in SHAPES {
+            for rows in LENGTHS {
+                for isa in Isa::available() {
+                    test(isa, HeadShape { heads, kv_heads, head_dim }, rows);
+                }
+            }
+        }
+    }
+
+    fn assert_close(got: &Mat, expected: &Mat, what: &str) {
+        assert_eq!((got.rows, got.cols), (expected.rows, expected.cols), "{what}");
+        for (index, (got, expected)) in got.values.iter().zip(&expected.values).enumerate() {
+            assert!((got - expected).abs() < 1e-5, "{what}, value {index}: {got}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn segments_equal_the_formula() {
+        check(|isa, shape, rows| {
+            let qkv = noise(rows, shape);
+            let cu_seqlens = [0, rows.div_ceil(3), rows.div_ceil(3), rows];
+            let got = segments(isa, &qkv, shape, &cu_seqlens);
+            let expected = Reference.segment_attention(&qkv, shape, &cu_seqlens);
+            assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
+        });
+    }
+
+    #[test]
+    fn causal_equals_the_formula_and_writes_no_other_row() {
+        check(|isa, shape, rows| {
+            let qkv = noise(rows + 2, shape);
+            let chosen = 1..rows + 1;
+            let mut kv = CpuKv::new(2, shape);
+            kv.append(1, &qkv, chosen.clone(), shape);
+            let mut got = Mat {
+                values: vec![7.5; (rows + 2) * shape.q_width()],
+                ..Mat::zeros(rows + 2, shape.q_width())
+            };
+            causal(isa, &kv, 1, &qkv, chosen.clone(), shape, &mut got);
+
+            let mut reference = Reference.kv(2, shape);
+            let mut expected = Mat { values: vec![7.5; got.values.len()], ..got };
+            Reference.kv_append(&mut reference, 1, &qkv, chosen.clone(), shape);
+            Reference.kv_attention(&reference, 1, &qkv, chosen, shape, &mut expected);
+            assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
+            assert!(
+                got.row(0).iter().chain(got.row(rows + 1)).all(|&value| value == 7.5),
+                "wrote outside its rows"
+            );
+        });
+    }
+
+    #[test]
+    fn cut_anywhere_and_cut_back_it_has_the_same_bits() {
+        let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 10 };
+        for rows in LENGTHS {
+            let qkv = noise(rows, shape);
+            let other = Mat { values: qkv.values.iter().map(|v| 1.0 - v).collect(), ..qkv };
+            let mut whole = Mat::zeros(rows, shape.q_width());
+            let mut kv = CpuKv::new(1, shape);
+            kv.append(0, &qkv, 0..rows, shape);
+            causal(Isa::detect(), &kv, 0, &qkv, 0..rows, shape, &mut whole);
+            for cut in 0..rows {
+                // What is given up is not what comes again.
+                kv.truncate(cut);
+                kv.append(0, &other, cut..rows, shape);
+                kv.truncate(cut);
+                let mut parts = Mat::zeros(rows, shape.q_width());
+                let mut fresh = CpuKv::new(1, shape);
+                for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
+                    kv.append(0, &qkv, range.clone(), shape);
+                    causal(Isa::detect(), kv, 0, &qkv, range, shape, &mut parts);
+                }
+                assert_eq!(parts, whole, "{rows} rows cut at {cut}");
+            }
+        }
+    }
+}

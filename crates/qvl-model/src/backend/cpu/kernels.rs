@@ -3,7 +3,7 @@
 //! Every body is an `inline(always)` function over fixed-size arrays that the compiler turns into vectors;
 //! the `dispatched!` macro instantiates it under the target features of each level. The arithmetic is the
 //! same at every level (no fused multiply-add, 16 lanes whatever the register width), so the results are
-//! equal bit for bit on every machine; `tests` below checks that.
+//! equal bit for bit at every level; `tests` below checks that.
 
 #![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
 
@@ -100,21 +100,21 @@ dispatched!(
     /// `out[m * out_stride + n] = x_m · w_n`. `x`: `[x_rows, k]`; `w`: `[w_rows, k]`, at most `out_stride`
     /// rows.
     fn dots(x: &[f32], w: &[f32], k: usize, out: &mut [f32], out_stride: usize)
-        = dots_body::<2, 2>, dots_body::<2, 2>, dots_body::<4, 4>
+        = dots_body::<Portable, 2, 2>, dots_body::<Avx2, 2, 2>, dots_body::<Avx512, 4, 4>
 );
 dispatched!(
     /// `scores[m][..16] = q_m · panel` for a panel of 16 keys stored `[head_dim][16]`.
     fn panel_scores(q: &[f32], head_dim: usize, panel: &[f32], scores: &mut [f32], stride: usize)
-        = panel_scores_body::<4>, panel_scores_body::<4>, panel_scores_body::<8>
+        = panel_scores_body::<Portable, 4>, panel_scores_body::<Avx2, 4>, panel_scores_body::<Avx512, 8>
 );
 dispatched!(
-    /// `out[m] = Σ_j weights[m][j] * values[j]` over `values`: `[keys, width]`, width a multiple of 16; the
-    /// first `visible[m]` weights of a row count, the rest must be 0.
+    /// `out[m] = Σ_j weights[m][j] * values[j]` over the first `keys` rows of `values`, `[.., width]`, width a
+    /// multiple of 16. A weight of 0 hides a key.
     fn mix(weights: &[f32], stride: usize, values: &[f32], width: usize, keys: usize, out: &mut [f32])
-        = mix_body::<4>, mix_body::<4>, mix_body::<8>
+        = mix_body::<Portable, 4>, mix_body::<Avx2, 4>, mix_body::<Avx512, 8>
 );
 dispatched!(
-    /// `row = exp(scale * row - max)`, the part of `row` from `visible` on set to 0; `sum[0]` gets the sum.
+    /// `row = exp(scale * row - max)`, the part of `row` from `visible` on set to 0; `sum` gets the sum.
     fn softmax(row: &mut [f32], visible: usize, scale: f32, sum: &mut f32) = softmax_body
 );
 dispatched!(
@@ -142,12 +142,140 @@ dispatched!(
     fn unpack_bf16(bytes: &[u8], out: &mut [f32]) = unpack_bf16_body
 );
 
-#[inline(always)]
-fn add_lanes(acc: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
-    for lane in 0..LANES {
-        acc[lane] += a[lane] * b[lane];
+/// Sixteen partial sums. The compiler vectorises plain loops over arrays along the wrong axis as soon as
+/// several tiles are in flight (seen in the 2B shape: a tenth of the speed), so the registers are named.
+///
+/// Invariant: the two implementations with intrinsics are only used by bodies that `dispatched!` compiles
+/// for their instruction set.
+trait Lanes: Copy {
+    fn zero() -> Self;
+    fn load(values: &[f32; LANES]) -> Self;
+    fn splat(value: f32) -> Self;
+    /// `self + a * b`, both rounded.
+    fn add_product(self, a: Self, b: Self) -> Self;
+    fn values(self) -> [f32; LANES];
+}
+
+#[derive(Clone, Copy)]
+struct Portable([f32; LANES]);
+
+impl Lanes for Portable {
+    #[inline(always)]
+    fn zero() -> Self {
+        Self([0.0; LANES])
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self {
+        Self(*values)
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+
+    #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + a.0[lane] * b.0[lane]))
+    }
+
+    #[inline(always)]
+    fn values(self) -> [f32; LANES] {
+        self.0
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, Lanes};
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(__m256, __m256);
+
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        fn zero() -> Self {
+            Self::splat(0.0)
+        }
+
+        #[inline(always)]
+        fn load(values: &[f32; LANES]) -> Self {
+            // SAFETY: 16 values lie there; AVX2 by the invariant of `Lanes`.
+            unsafe { Self(_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) }
+        }
+
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: AVX2 by the invariant of `Lanes`.
+            let half = unsafe { _mm256_set1_ps(value) };
+            Self(half, half)
+        }
+
+        #[inline(always)]
+        fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: AVX2 by the invariant of `Lanes`.
+            unsafe {
+                Self(
+                    _mm256_add_ps(self.0, _mm256_mul_ps(a.0, b.0)),
+                    _mm256_add_ps(self.1, _mm256_mul_ps(a.1, b.1)),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn values(self) -> [f32; LANES] {
+            let mut values = [0.0; LANES];
+            // SAFETY: there is room for 16 values; AVX2 by the invariant of `Lanes`.
+            unsafe {
+                _mm256_storeu_ps(values.as_mut_ptr(), self.0);
+                _mm256_storeu_ps(values.as_mut_ptr().add(8), self.1);
+            }
+            values
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512(__m512);
+
+    impl Lanes for Avx512 {
+        #[inline(always)]
+        fn zero() -> Self {
+            Self::splat(0.0)
+        }
+
+        #[inline(always)]
+        fn load(values: &[f32; LANES]) -> Self {
+            // SAFETY: 16 values lie there; AVX-512F by the invariant of `Lanes`.
+            Self(unsafe { _mm512_loadu_ps(values.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            Self(unsafe { _mm512_set1_ps(value) })
+        }
+
+        #[inline(always)]
+        fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            Self(unsafe { _mm512_add_ps(self.0, _mm512_mul_ps(a.0, b.0)) })
+        }
+
+        #[inline(always)]
+        fn values(self) -> [f32; LANES] {
+            let mut values = [0.0; LANES];
+            // SAFETY: there is room for 16 values; AVX-512F by the invariant of `Lanes`.
+            unsafe { _mm512_storeu_ps(values.as_mut_ptr(), self.0) };
+            values
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::{Avx2, Avx512};
 
 /// Sums the lanes in halves: 16, 8, 4, 2, 1.
 #[inline(always)]
@@ -162,13 +290,11 @@ fn reduce(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// A copy of the 16 values at `start`; fewer at the end are followed by zeros.
+/// The last values of a row, fewer than 16, followed by zeros.
 #[inline(always)]
-fn lanes_at(row: &[f32], start: usize) -> [f32; LANES] {
+fn padded(rest: &[f32]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
-    let rest = &row[start..];
-    let count = rest.len().min(LANES);
-    lanes[..count].copy_from_slice(&rest[..count]);
+    lanes[..rest.len()].copy_from_slice(rest);
     lanes
 }
 
@@ -176,7 +302,7 @@ fn lanes_at(row: &[f32], start: usize) -> [f32; LANES] {
 /// are summed in halves. MR x NR pairs at a time so that a loaded vector is used MR or NR times; pairs that
 /// fill no tile are done one by one, in the same order.
 #[inline(always)]
-fn dots_body<const MR: usize, const NR: usize>(
+fn dots_body<V: Lanes, const MR: usize, const NR: usize>(
     x: &[f32],
     w: &[f32],
     k: usize,
@@ -193,13 +319,13 @@ fn dots_body<const MR: usize, const NR: usize>(
             let (x, w) = (&x[m * k..][..mr * k], &w[n * k..][..nr * k]);
             let out = &mut out[m * out_stride + n..];
             if mr == MR && nr == NR {
-                dot_tile::<MR, NR>(x, w, k, out, out_stride);
+                dot_tile::<V, MR, NR>(x, w, k, out, out_stride);
             } else if nr == NR {
-                dot_tile::<1, NR>(x, w, k, out, out_stride);
+                dot_tile::<V, 1, NR>(x, w, k, out, out_stride);
             } else if mr == MR {
-                dot_tile::<MR, 1>(x, w, k, out, out_stride);
+                dot_tile::<V, MR, 1>(x, w, k, out, out_stride);
             } else {
-                dot_tile::<1, 1>(x, w, k, out, out_stride);
+                dot_tile::<V, 1, 1>(x, w, k, out, out_stride);
             }
             n += nr;
         }
@@ -208,52 +334,47 @@ fn dots_body<const MR: usize, const NR: usize>(
 }
 
 #[inline(always)]
-fn dot_tile<const MR: usize, const NR: usize>(
+fn dot_tile<V: Lanes, const MR: usize, const NR: usize>(
     x: &[f32],
     w: &[f32],
     k: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let mut acc = [[[0.0f32; LANES]; NR]; MR];
-    let x: [&[f32]; MR] = std::array::from_fn(|m| &x[m * k..][..k]);
-    let w: [&[f32]; NR] = std::array::from_fn(|n| &w[n * k..][..k]);
-    let whole = k / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
-        let wv: [[f32; LANES]; NR] = std::array::from_fn(|n| load(w[n], at));
+    let mut acc = [[V::zero(); NR]; MR];
+    let whole = k / LANES;
+    let x: [(&[[f32; LANES]], &[f32]); MR] = std::array::from_fn(|m| x[m * k..][..k].as_chunks());
+    let w: [(&[[f32; LANES]], &[f32]); NR] = std::array::from_fn(|n| w[n * k..][..k].as_chunks());
+    let x_whole: [&[[f32; LANES]]; MR] = std::array::from_fn(|m| &x[m].0[..whole]);
+    let w_whole: [&[[f32; LANES]]; NR] = std::array::from_fn(|n| &w[n].0[..whole]);
+    for at in 0..whole {
+        let wv: [V; NR] = std::array::from_fn(|n| V::load(&w_whole[n][at]));
         for m in 0..MR {
-            let xv = load(x[m], at);
+            let xv = V::load(&x_whole[m][at]);
             for n in 0..NR {
-                add_lanes(&mut acc[m][n], &xv, &wv[n]);
+                acc[m][n] = acc[m][n].add_product(xv, wv[n]);
             }
         }
-        at += LANES;
     }
-    if whole < k {
+    if whole * LANES < k {
+        let wv: [V; NR] = std::array::from_fn(|n| V::load(&padded(w[n].1)));
         for m in 0..MR {
+            let xv = V::load(&padded(x[m].1));
             for n in 0..NR {
-                add_lanes(&mut acc[m][n], &lanes_at(x[m], whole), &lanes_at(w[n], whole));
+                acc[m][n] = acc[m][n].add_product(xv, wv[n]);
             }
         }
     }
     for m in 0..MR {
         for n in 0..NR {
-            out[m * out_stride + n] = reduce(acc[m][n]);
+            out[m * out_stride + n] = reduce(acc[m][n].values());
         }
     }
 }
 
-#[inline(always)]
-fn load(row: &[f32], at: usize) -> [f32; LANES] {
-    let mut lanes = [0.0; LANES];
-    lanes.copy_from_slice(&row[at..at + LANES]);
-    lanes
-}
-
 /// A score is summed over the head's dimensions in ascending order, one rounding each.
 #[inline(always)]
-fn panel_scores_body<const MR: usize>(
+fn panel_scores_body<V: Lanes, const MR: usize>(
     q: &[f32],
     head_dim: usize,
     panel: &[f32],
@@ -263,39 +384,40 @@ fn panel_scores_body<const MR: usize>(
     let rows = q.len() / head_dim;
     let mut m = 0;
     while m + MR <= rows {
-        panel_scores_tile::<MR>(&q[m * head_dim..], head_dim, panel, &mut scores[m * stride..], stride);
+        panel_scores_tile::<V, MR>(&q[m * head_dim..], head_dim, panel, &mut scores[m * stride..], stride);
         m += MR;
     }
     while m < rows {
-        panel_scores_tile::<1>(&q[m * head_dim..], head_dim, panel, &mut scores[m * stride..], stride);
+        panel_scores_tile::<V, 1>(&q[m * head_dim..], head_dim, panel, &mut scores[m * stride..], stride);
         m += 1;
     }
 }
 
 #[inline(always)]
-fn panel_scores_tile<const MR: usize>(
+fn panel_scores_tile<V: Lanes, const MR: usize>(
     q: &[f32],
     head_dim: usize,
     panel: &[f32],
     scores: &mut [f32],
     stride: usize,
 ) {
-    let mut acc = [[0.0f32; LANES]; MR];
+    let mut acc = [V::zero(); MR];
     let q: [&[f32]; MR] = std::array::from_fn(|m| &q[m * head_dim..][..head_dim]);
-    for (d, key) in panel.chunks_exact(LANES).take(head_dim).enumerate() {
-        let key = load(key, 0);
+    let panel = &panel.as_chunks::<LANES>().0[..head_dim];
+    for d in 0..head_dim {
+        let key = V::load(&panel[d]);
         for m in 0..MR {
-            add_lanes(&mut acc[m], &[q[m][d]; LANES], &key);
+            acc[m] = acc[m].add_product(V::splat(q[m][d]), key);
         }
     }
     for m in 0..MR {
-        scores[m * stride..][..LANES].copy_from_slice(&acc[m]);
+        scores[m * stride..][..LANES].copy_from_slice(&acc[m].values());
     }
 }
 
 /// An output is summed over the keys in ascending order, one rounding each.
 #[inline(always)]
-fn mix_body<const MR: usize>(
+fn mix_body<V: Lanes, const MR: usize>(
     weights: &[f32],
     stride: usize,
     values: &[f32],
@@ -306,17 +428,17 @@ fn mix_body<const MR: usize>(
     let rows = out.len() / width;
     let mut m = 0;
     while m + MR <= rows {
-        mix_tile::<MR>(&weights[m * stride..], stride, values, width, keys, &mut out[m * width..]);
+        mix_tile::<V, MR>(&weights[m * stride..], stride, values, width, keys, &mut out[m * width..]);
         m += MR;
     }
     while m < rows {
-        mix_tile::<1>(&weights[m * stride..], stride, values, width, keys, &mut out[m * width..]);
+        mix_tile::<V, 1>(&weights[m * stride..], stride, values, width, keys, &mut out[m * width..]);
         m += 1;
     }
 }
 
 #[inline(always)]
-fn mix_tile<const MR: usize>(
+fn mix_tile<V: Lanes, const MR: usize>(
     weights: &[f32],
     stride: usize,
     values: &[f32],
@@ -325,73 +447,93 @@ fn mix_tile<const MR: usize>(
     out: &mut [f32],
 ) {
     let weights: [&[f32]; MR] = std::array::from_fn(|m| &weights[m * stride..][..keys]);
-    for column in (0..width).step_by(LANES) {
-        let mut acc = [[0.0f32; LANES]; MR];
-        for (j, value) in values.chunks_exact(width).take(keys).enumerate() {
-            let value = load(value, column);
+    let (values, columns) = (values.as_chunks::<LANES>().0, width / LANES);
+    let values = &values[..keys * columns];
+    for column in 0..columns {
+        let mut acc = [V::zero(); MR];
+        for j in 0..keys {
+            let value = V::load(&values[j * columns + column]);
             for m in 0..MR {
-                add_lanes(&mut acc[m], &[weights[m][j]; LANES], &value);
+                acc[m] = acc[m].add_product(V::splat(weights[m][j]), value);
             }
         }
         for m in 0..MR {
-            out[m * width + column..][..LANES].copy_from_slice(&acc[m]);
+            out[m * width + column * LANES..][..LANES].copy_from_slice(&acc[m].values());
         }
     }
 }
+
+// Plain indices from here on: iterator adaptors are not reliably inlined into functions compiled for other
+// target features (seen as a factor of ten in `unpack_bf16`).
 
 #[inline(always)]
 fn softmax_body(row: &mut [f32], visible: usize, scale: f32, sum: &mut f32) {
     let (seen, hidden) = row.split_at_mut(visible);
     hidden.fill(0.0);
+    let (whole, rest) = seen.as_chunks_mut::<LANES>();
     let mut maxima = [f32::NEG_INFINITY; LANES];
-    for chunk in seen.chunks(LANES) {
-        for (max, &score) in maxima.iter_mut().zip(chunk) {
-            *max = if score > *max { score } else { *max };
+    for at in 0..whole.len() {
+        for lane in 0..LANES {
+            maxima[lane] = if whole[at][lane] > maxima[lane] { whole[at][lane] } else { maxima[lane] };
         }
     }
-    let max = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max) * scale;
+    for lane in 0..rest.len() {
+        maxima[lane] = if rest[lane] > maxima[lane] { rest[lane] } else { maxima[lane] };
+    }
+    let mut max = maxima[0];
+    for lane in 1..LANES {
+        max = if maxima[lane] > max { maxima[lane] } else { max };
+    }
+    let max = max * scale;
     let mut sums = [0.0f32; LANES];
-    for chunk in seen.chunks_mut(LANES) {
-        for (sum, score) in sums.iter_mut().zip(chunk) {
-            *score = exp(*score * scale - max);
-            *sum += *score;
+    for at in 0..whole.len() {
+        for lane in 0..LANES {
+            whole[at][lane] = exp(whole[at][lane] * scale - max);
+            sums[lane] += whole[at][lane];
         }
+    }
+    for lane in 0..rest.len() {
+        rest[lane] = exp(rest[lane] * scale - max);
+        sums[lane] += rest[lane];
     }
     *sum = reduce(sums);
 }
 
+/// `Σ (v - shift)^power`, power 1 or 2, lane by lane.
 #[inline(always)]
-fn sum_of_squares(row: &[f32], shift: f32) -> f32 {
-    let mut acc = [0.0f32; LANES];
-    for chunk in row.chunks(LANES) {
-        for (acc, &v) in acc.iter_mut().zip(chunk) {
-            *acc += (v - shift) * (v - shift);
+fn sum_of_powers<const POWER: u32>(row: &[f32], shift: f32) -> f32 {
+    let term = |v: f32| if POWER == 1 { v - shift } else { (v - shift) * (v - shift) };
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for at in 0..whole.len() {
+        for lane in 0..LANES {
+            sums[lane] += term(whole[at][lane]);
         }
     }
-    reduce(acc)
+    for lane in 0..rest.len() {
+        sums[lane] += term(rest[lane]);
+    }
+    reduce(sums)
 }
 
 #[inline(always)]
 fn rms_norm_body(row: &mut [f32], weight: &[f32], eps: f32) {
-    let scale = 1.0 / (sum_of_squares(row, 0.0) / row.len() as f32 + eps).sqrt();
-    for (v, &weight) in row.iter_mut().zip(weight) {
-        *v = *v * scale * weight;
+    let count = row.len();
+    let weight = &weight[..count];
+    let scale = 1.0 / (sum_of_powers::<2>(row, 0.0) / count as f32 + eps).sqrt();
+    for i in 0..count {
+        row[i] = row[i] * scale * weight[i];
     }
 }
 
 #[inline(always)]
 fn layer_norm_body(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-    let count = row.len() as f32;
-    let mut sums = [0.0f32; LANES];
-    for chunk in row.chunks(LANES) {
-        for (sum, &v) in sums.iter_mut().zip(chunk) {
-            *sum += v;
-        }
-    }
-    let mean = reduce(sums) / count;
-    let scale = 1.0 / (sum_of_squares(row, mean) / count + eps).sqrt();
-    for ((v, &weight), &bias) in row.iter_mut().zip(weight).zip(bias) {
-        *v = (*v - mean) * scale * weight + bias;
+    let count = row.len();
+    let (weight, bias) = (&weight[..count], &bias[..count]);
+    let mean = sum_of_powers::<1>(row, 0.0) / count as f32;
+    let scale = 1.0 / (sum_of_powers::<2>(row, mean) / count as f32 + eps).sqrt();
+    for i in 0..count {
+        row[i] = (row[i] - mean) * scale * weight[i] + bias[i];
     }
 }
 
@@ -399,16 +541,18 @@ fn layer_norm_body(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
 #[inline(always)]
 fn gelu_tanh_body(row: &mut [f32]) {
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
-    for v in row {
-        let x = *v;
-        *v = x / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)));
+    for i in 0..row.len() {
+        let x = row[i];
+        row[i] = x / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)));
     }
 }
 
 #[inline(always)]
 fn swiglu_body(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = gate / (1.0 + exp(-gate)) * up;
+    let count = out.len();
+    let (gate, up) = (&gate[..count], &up[..count]);
+    for i in 0..count {
+        out[i] = gate[i] / (1.0 + exp(-gate[i])) * up[i];
     }
 }
 
@@ -416,24 +560,28 @@ fn swiglu_body(gate: &[f32], up: &[f32], out: &mut [f32]) {
 fn rotate_body(head: &mut [f32], rotary: &[f32]) {
     let half = head.len() / 2;
     let (first, second) = head.split_at_mut(half);
-    let (cos, sin) = rotary.split_at(half);
-    for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    let (cos, sin) = (&rotary[..half], &rotary[half..2 * half]);
+    let second = &mut second[..half];
+    for i in 0..half {
+        let (a, b) = (first[i], second[i]);
+        first[i] = a * cos[i] - b * sin[i];
+        second[i] = b * cos[i] + a * sin[i];
     }
 }
 
 #[inline(always)]
 fn unpack_bf16_body(bytes: &[u8], out: &mut [f32]) {
-    for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-        *out = f32::from_bits(u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16);
+    let count = out.len();
+    let pairs = &bytes.as_chunks::<2>().0[..count];
+    for i in 0..count {
+        out[i] = f32::from_bits(u32::from(u16::from_le_bytes(pairs[i])) << 16);
     }
 }
 
-/// `e^x`, relative error below 2e-7; 0 below -87.3, infinity above 88.7, NaN stays NaN.
+/// `e^x`, relative error below 3e-7; 0 below -87.3, infinity above 88.7, NaN stays NaN.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, `ln 2` in two parts so that `r` is exact, a polynomial of degree
-/// 6 in `r` (the Taylor series: its remainder at `ln 2 / 2` is 1.2e-7 relative), and `2ⁿ` by the exponent
-/// bits.
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, `ln 2` in two parts so that little of `r` is lost, the Taylor
+/// polynomial of degree 7 in `r` (its remainder at `ln 2 / 2` is 5e-9), and `2ⁿ` by the exponent bits.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -444,10 +592,14 @@ fn exp(x: f32) -> f32 {
     let clamped = if clamped > 88.7 { 88.7 } else { clamped };
     let n = (clamped * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let mut p = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + coefficient;
-    }
+    let p = 1.0 / 5040.0;
+    let p = p * r + 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
     // In two steps, since 2^128 is not a finite number.
     let half = (n * 0.5 + ROUNDER) - ROUNDER;
     let power = |n: f32| f32::from_bits(((n + ROUNDER).to_bits().wrapping_add(127) & 0xff) << 23);

@@ -3,7 +3,7 @@
 //! A panel of eight output columns is unpacked to f32 in the cache and multiplied with all rows of the
 //! input, so bf16, f16 and f32 weights, and both layouts, share one kernel and one order of accumulation.
 
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::kernels::{self, Isa};
@@ -62,41 +62,57 @@ impl CpuMatrix {
         self.cols
     }
 
-    /// Row `row` as f32 into `out`, `[cols]`.
-    pub(super) fn unpack_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
-        let part_index = self.parts.partition_point(|part| part.first_row + part.rows <= row);
-        let part = &self.parts[part_index];
-        let row = row - part.first_row;
-        let bytes = part.view.bytes();
-        let size = part.view.dtype().bytes();
-        match part.layout {
+    /// Rows from `first` on as f32 into `out`, `[count, cols]`.
+    pub(super) fn unpack_rows(&self, isa: Isa, first: usize, out: &mut [f32]) {
+        let (mut row, mut out) = (first, out);
+        while !out.is_empty() {
+            let part = &self.parts[self.parts.partition_point(|part| part.first_row + part.rows <= row)];
+            let count = (part.first_row + part.rows - row).min(out.len() / self.cols);
+            let (these, rest) = out.split_at_mut(count * self.cols);
+            part.unpack(isa, row - part.first_row, self.cols, these);
+            (row, out) = (row + count, rest);
+        }
+    }
+}
+
+impl Part {
+    /// Rows from `first` of this part on.
+    fn unpack(&self, isa: Isa, first: usize, cols: usize, out: &mut [f32]) {
+        let dtype = self.view.dtype();
+        let size = dtype.bytes();
+        match self.layout {
             Layout::OutIn => {
-                let bytes = &bytes[row * self.cols * size..][..self.cols * size];
-                match part.view.dtype() {
+                let bytes = &self.view.bytes()[first * cols * size..][..out.len() * size];
+                match dtype {
                     Dtype::Bf16 => kernels::unpack_bf16(isa, bytes, out),
-                    Dtype::F16 => {
-                        for (out, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                            *out = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                        }
-                    }
-                    Dtype::F32 => {
-                        for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                            *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                    Dtype::F16 | Dtype::F32 => {
+                        for (index, out) in out.iter_mut().enumerate() {
+                            *out = value(dtype, bytes, index);
                         }
                     }
                 }
             }
+            // The values of one input lie together: each cache line is read once for all rows of a panel.
             Layout::InOut => {
-                for (k, out) in out.iter_mut().enumerate() {
-                    let b = &bytes[(k * part.rows + row) * size..][..size];
-                    *out = match part.view.dtype() {
-                        Dtype::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16),
-                        Dtype::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                        Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-                    };
+                let bytes = self.view.bytes();
+                let count = out.len() / cols;
+                for k in 0..cols {
+                    for offset in 0..count {
+                        out[offset * cols + k] = value(dtype, bytes, k * self.rows + first + offset);
+                    }
                 }
             }
         }
+    }
+}
+
+/// Value `index` of a stored array.
+fn value(dtype: Dtype, bytes: &[u8], index: usize) -> f32 {
+    let at = index * dtype.bytes();
+    match dtype {
+        Dtype::Bf16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
+        Dtype::F16 => f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
+        Dtype::F32 => f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]),
     }
 }
 
@@ -109,9 +125,7 @@ pub(super) fn panels(isa: Isa, weight: &CpuMatrix, x: &Mat) -> Vec<f32> {
         |unpacked, (panel_index, out)| {
             let first = panel_index * PANEL;
             let count = PANEL.min(weight.rows - first);
-            for (offset, row) in unpacked.chunks_exact_mut(weight.cols).take(count).enumerate() {
-                weight.unpack_row(isa, first + offset, row);
-            }
+            weight.unpack_rows(isa, first, &mut unpacked[..count * weight.cols]);
             kernels::dots(isa, &x.values, &unpacked[..count * weight.cols], weight.cols, out, PANEL);
         },
     );

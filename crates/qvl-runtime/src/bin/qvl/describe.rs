@@ -1,6 +1,7 @@
 //! `qvl describe`
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -64,13 +65,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let prepare = start.elapsed();
 
     let mut out = std::io::stdout().lock();
-    let mut broken = None;
+    let (mut broken, mut begun) = (None, false);
     let answer = engine.answer_prompt(&prompt, &options, prepare, |piece| {
-        if !args.json && broken.is_none() {
+        begun = true;
+        if !args.json {
             broken = write!(out, "{piece}").and_then(|()| out.flush()).err();
         }
+        if broken.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    if !args.json && broken.is_none() {
+    // The line ends after an answer, and after what there is of one; without any, stdout stays empty.
+    if !args.json && broken.is_none() && (begun || answer.is_ok()) {
         broken = writeln!(out).err();
     }
     drop(out);
@@ -82,10 +86,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let timings = answer.timings;
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     // The first token comes out of the prefill; the decode steps make the others.
-    let decode_rate = rate(answer.ids.len().saturating_sub(1), timings.decode.as_secs_f64());
+    let steps = match answer.finish {
+        // The end token took a step of its own.
+        FinishReason::Stop => answer.ids.len(),
+        FinishReason::Length | FinishReason::Cancelled => answer.ids.len().saturating_sub(1),
+    };
+    let decode_rate = rate(steps, timings.decode.as_secs_f64());
     let finish = match answer.finish {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
     };
     if args.json {
         output::json(&serde_json::json!({

@@ -21,7 +21,7 @@ use crate::output::Failure;
 /// Answers questions about pictures and videos, on the CPU, with a downloaded checkpoint or with the tiny
 /// one inside the program.
 #[derive(Parser)]
-#[command(version, propagate_version = true, after_help = EXAMPLES)]
+#[command(name = "qvl", version, propagate_version = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,7 +39,8 @@ The embedded checkpoint knows three questions: \"Read the number.\" (a row of on
 digits), \"Describe the image.\" (two drawn shapes) and \"How many shapes are there?\". For anything else
 download a Qwen3-VL checkpoint and give its folder with --model.
 
-Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage.";
+Exit codes: 0 done, 1 an error (one line on stderr says which) or, for parity, out of tolerance, 2 wrong
+usage.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -99,7 +100,7 @@ struct SamplingArgs {
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
     /// Subtract from the logits of tokens of the answer so far; 0 is off.
-    #[arg(long, value_name = "R", default_value_t = 0.0)]
+    #[arg(long, value_name = "R", default_value_t = 0.0, allow_negative_numbers = true)]
     presence_penalty: f32,
     /// Same seed, same answer.
     #[arg(long, value_name = "N", default_value_t = 0)]

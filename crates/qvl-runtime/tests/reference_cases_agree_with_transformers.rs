@@ -1,0 +1,72 @@
+//! Each reference case holds what transformers computed in float32 for a small random checkpoint: token ids,
+//! positions, pixels and grids must be equal, embeddings, DeepStack features and logits close, the greedy answer
+//! the same. `xtask/python/make_cases.py` wrote them.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::path::{Path, PathBuf};
+
+use qvl_model::backend::Backend;
+use qvl_model::{Cpu, Reference};
+use qvl_runtime::parity::{self, TOLERANCE};
+
+fn cases() -> Vec<PathBuf> {
+    parity::cases(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases")).unwrap()
+}
+
+/// Runs every case on a backend and lists the tensors that differ.
+fn check<B: Backend + 'static>(backend: impl Fn() -> B) {
+    let mut failures = Vec::new();
+    for case in cases() {
+        let report = parity::run_case(&case, backend()).unwrap();
+        let floats = report.tensors.iter().filter(|tensor| tensor.relative_error.is_some()).count();
+        // Pixels, embeddings, two DeepStack features and logits; logits alone where there is no picture.
+        assert!(floats == 5 || report.case == "dense_text_only", "{}: {floats} float tensors", report.case);
+        for tensor in report.tensors.iter().filter(|tensor| !tensor.holds) {
+            failures.push(format!(
+                "{} {}: relative error {:?} (tolerance {TOLERANCE:e}), first difference {}",
+                report.case,
+                tensor.tensor,
+                tensor.relative_error,
+                tensor.difference.as_deref().unwrap_or("none")
+            ));
+        }
+        assert_eq!(report.holds(), report.tensors.iter().all(|tensor| tensor.holds));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn there_are_nine() {
+    let names: Vec<String> =
+        cases().iter().map(|case| case.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(
+        names,
+        [
+            "dense_half_even_rounding",
+            "dense_one_image",
+            "dense_text_only",
+            "dense_three_images",
+            "dense_video",
+            "float32_wide_heads",
+            "moe_one_image",
+            "moe_published_layout",
+            "untied_sharded_published_names",
+        ]
+    );
+}
+
+#[test]
+fn on_one_thread() {
+    check(|| Cpu::new(1).unwrap());
+}
+
+#[test]
+fn on_three_threads() {
+    check(|| Cpu::new(3).unwrap());
+}
+
+#[test]
+fn with_the_naive_backend() {
+    check(|| Reference);
+}
