@@ -103,6 +103,12 @@ dispatched!(
         = dots_body::<Portable, 2, 2>, dots_body::<Avx2, 2, 2>, dots_body::<Avx512, 4, 4>
 );
 dispatched!(
+    /// The same with rows of `w` as little-endian bfloat16, converted on the way: for few rows of `x`, where
+    /// storing the converted weights would cost more than it saves. Bit for bit what [`dots`] gives.
+    fn dots_bf16(x: &[f32], w: &[u8], k: usize, out: &mut [f32], out_stride: usize)
+        = dots_bf16_body::<Portable>, dots_bf16_body::<Avx2>, dots_bf16_body::<Avx512>
+);
+dispatched!(
     /// `scores[m][..16] = q_m · panel` for a panel of 16 keys stored `[head_dim][16]`.
     fn panel_scores(q: &[f32], head_dim: usize, panel: &[f32], scores: &mut [f32], stride: usize)
         = panel_scores_body::<Portable, 4>, panel_scores_body::<Avx2, 4>, panel_scores_body::<Avx512, 8>
@@ -150,6 +156,8 @@ dispatched!(
 trait Lanes: Copy {
     fn zero() -> Self;
     fn load(values: &[f32; LANES]) -> Self;
+    /// From sixteen little-endian bfloat16.
+    fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self;
     fn splat(value: f32) -> Self;
     /// `self + a * b`, both rounded.
     fn add_product(self, a: Self, b: Self) -> Self;
@@ -168,6 +176,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load(values: &[f32; LANES]) -> Self {
         Self(*values)
+    }
+
+    #[inline(always)]
+    fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self {
+        Self(std::array::from_fn(|lane| from_bf16(bytes[lane])))
     }
 
     #[inline(always)]
@@ -205,6 +218,20 @@ mod x86 {
         fn load(values: &[f32; LANES]) -> Self {
             // SAFETY: 16 values lie there; AVX2 by the invariant of `Lanes`.
             unsafe { Self(_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) }
+        }
+
+        #[inline(always)]
+        fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self {
+            let halves: *const __m128i = bytes.as_ptr().cast();
+            // SAFETY: 16 values of 2 bytes lie there; AVX2 by the invariant of `Lanes`.
+            unsafe {
+                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves));
+                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves.add(1)));
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                )
+            }
         }
 
         #[inline(always)]
@@ -250,6 +277,15 @@ mod x86 {
         fn load(values: &[f32; LANES]) -> Self {
             // SAFETY: 16 values lie there; AVX-512F by the invariant of `Lanes`.
             Self(unsafe { _mm512_loadu_ps(values.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self {
+            // SAFETY: 16 values of 2 bytes lie there; AVX-512F by the invariant of `Lanes`.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
         }
 
         #[inline(always)]
@@ -369,6 +405,53 @@ fn dot_tile<V: Lanes, const MR: usize, const NR: usize>(
         for n in 0..NR {
             out[m * out_stride + n] = reduce(acc[m][n].values());
         }
+    }
+}
+
+#[inline(always)]
+fn dots_bf16_body<V: Lanes>(x: &[f32], w: &[u8], k: usize, out: &mut [f32], out_stride: usize) {
+    for (m, x) in x.chunks_exact(k).enumerate() {
+        let out = &mut out[m * out_stride..];
+        let w = w.as_chunks::<2>().0;
+        let rows = w.len() / k;
+        let mut n = 0;
+        while n + 4 <= rows {
+            dot_bf16_tile::<V, 4>(x, &w[n * k..], k, &mut out[n..]);
+            n += 4;
+        }
+        while n < rows {
+            dot_bf16_tile::<V, 1>(x, &w[n * k..], k, &mut out[n..]);
+            n += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn dot_bf16_tile<V: Lanes, const NR: usize>(x: &[f32], w: &[[u8; 2]], k: usize, out: &mut [f32]) {
+    let mut acc = [V::zero(); NR];
+    let whole = k / LANES;
+    let (x_whole, x_rest) = x[..k].as_chunks::<LANES>();
+    let x_whole = &x_whole[..whole];
+    let w: [&[[u8; 2]]; NR] = std::array::from_fn(|n| &w[n * k..][..k]);
+    let w_whole: [&[[[u8; 2]; LANES]]; NR] = std::array::from_fn(|n| &w[n].as_chunks().0[..whole]);
+    for at in 0..whole {
+        let xv = V::load(&x_whole[at]);
+        for n in 0..NR {
+            acc[n] = acc[n].add_product(xv, V::load_bf16(&w_whole[n][at]));
+        }
+    }
+    if whole * LANES < k {
+        let xv = V::load(&padded(x_rest));
+        for n in 0..NR {
+            let mut rest = [0.0; LANES];
+            for (lane, pair) in w[n][whole * LANES..].iter().enumerate() {
+                rest[lane] = from_bf16(*pair);
+            }
+            acc[n] = acc[n].add_product(xv, V::load(&rest));
+        }
+    }
+    for n in 0..NR {
+        out[n] = reduce(acc[n].values());
     }
 }
 
@@ -574,8 +657,13 @@ fn unpack_bf16_body(bytes: &[u8], out: &mut [f32]) {
     let count = out.len();
     let pairs = &bytes.as_chunks::<2>().0[..count];
     for i in 0..count {
-        out[i] = f32::from_bits(u32::from(u16::from_le_bytes(pairs[i])) << 16);
+        out[i] = from_bf16(pairs[i]);
     }
+}
+
+#[inline(always)]
+fn from_bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
 /// `e^x`, relative error below 3e-7; 0 below -87.3, infinity above 88.7, NaN stays NaN.
@@ -665,6 +753,31 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn converted_on_the_way_or_before_the_dots_are_the_same() {
+        for k in SIZES {
+            for out_rows in [1, 3, 4, 8] {
+                let x = noise(3 * k, 8);
+                let w: Vec<u8> = noise(out_rows * k, 9)
+                    .iter()
+                    .flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes())
+                    .collect();
+                let on_the_way = same_at_every_level("dots_bf16", |isa| {
+                    let mut out = vec![0.0; 3 * 8];
+                    dots_bf16(isa, &x, &w, k, &mut out, 8);
+                    out
+                });
+                let before = same_at_every_level("unpack_bf16, dots", |isa| {
+                    let (mut unpacked, mut out) = (vec![0.0; out_rows * k], vec![0.0; 3 * 8]);
+                    unpack_bf16(isa, &w, &mut unpacked);
+                    dots(isa, &x, &unpacked, k, &mut out, 8);
+                    out
+                });
+                assert_eq!(on_the_way, before, "k {k}, {out_rows} rows");
             }
         }
     }

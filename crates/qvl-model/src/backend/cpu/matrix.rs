@@ -14,6 +14,9 @@ use crate::checkpoint::{Dtype, TensorView};
 /// cache of 256 KiB.
 pub(super) const PANEL: usize = 8;
 
+/// Up to so many rows of input, weights are converted in registers instead of in the cache.
+const FEW_ROWS: usize = 2;
+
 /// A weight matrix `[rows (out), cols (in)]`: views into the checkpoint, stacked.
 #[derive(Debug)]
 pub struct CpuMatrix {
@@ -60,6 +63,15 @@ impl CpuMatrix {
     /// Inputs.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The stored bytes of `count` rows from `first` on, if they lie together as bfloat16.
+    fn bf16_rows(&self, first: usize, count: usize) -> Option<&[u8]> {
+        let part = &self.parts[self.parts.partition_point(|part| part.first_row + part.rows <= first)];
+        let row = first - part.first_row;
+        let is_plain = part.layout == Layout::OutIn && part.view.dtype() == Dtype::Bf16;
+        (is_plain && row + count <= part.rows)
+            .then(|| &part.view.bytes()[2 * row * self.cols..][..2 * count * self.cols])
     }
 
     /// Rows from `first` on as f32 into `out`, `[count, cols]`.
@@ -121,10 +133,17 @@ pub(super) fn panels(isa: Isa, weight: &CpuMatrix, x: &Mat) -> Vec<f32> {
     let panel_count = weight.rows.div_ceil(PANEL);
     let mut products = vec![0.0f32; panel_count * x.rows * PANEL];
     products.par_chunks_mut(x.rows * PANEL).enumerate().for_each_init(
-        || vec![0.0f32; PANEL * weight.cols],
+        Vec::new,
         |unpacked, (panel_index, out)| {
             let first = panel_index * PANEL;
             let count = PANEL.min(weight.rows - first);
+            if x.rows <= FEW_ROWS
+                && let Some(bytes) = weight.bf16_rows(first, count)
+            {
+                kernels::dots_bf16(isa, &x.values, bytes, weight.cols, out, PANEL);
+                return;
+            }
+            unpacked.resize(PANEL * weight.cols, 0.0);
             weight.unpack_rows(isa, first, &mut unpacked[..count * weight.cols]);
             kernels::dots(isa, &x.values, &unpacked[..count * weight.cols], weight.cols, out, PANEL);
         },
