@@ -1,6 +1,6 @@
 //! `qvl describe`
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -65,11 +65,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let prepare = start.elapsed();
 
     let mut out = std::io::stdout().lock();
+    let is_terminal = out.is_terminal();
     let (mut broken, mut begun) = (None, false);
     let answer = engine.answer_prompt(&prompt, &options, prepare, |piece| {
         begun = true;
         if !args.json {
-            broken = write!(out, "{piece}").and_then(|()| out.flush()).err();
+            let shown = if is_terminal { output::printable(piece) } else { piece.into() };
+            broken = write!(out, "{shown}").and_then(|()| out.flush()).err();
         }
         if broken.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });

@@ -35,12 +35,11 @@ Examples:
   qvl eval --manifest questions.jsonl --model DIR
   qvl inspect DIR --size 1280x720
 
-The embedded checkpoint knows three questions: \"Read the number.\" (a row of one to four handwritten
-digits), \"Describe the image.\" (two drawn shapes) and \"How many shapes are there?\". For anything else
-download a Qwen3-VL checkpoint and give its folder with --model.
+The embedded checkpoint knows three questions: \"Read the number.\" (a row of one to four handwritten digits), \
+\"Describe the image.\" (two drawn shapes) and \"How many shapes are there?\". For anything else download a Qwen3-VL \
+checkpoint and give its folder with --model.
 
-Exit codes: 0 done, 1 an error (one line on stderr says which) or, for parity, out of tolerance, 2 wrong
-usage.";
+Exit codes: 0 done; 1 an error (one line on stderr says which) or, for parity, out of tolerance; 2 wrong usage.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -85,19 +84,19 @@ impl ModelArgs {
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
     /// 0 always takes the most probable token (the answer is then always the same); higher is more varied.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Choose among the K most probable tokens only; 0 is no limit.
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
     /// Choose among the most probable tokens whose probabilities sum to P.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Choose among tokens at least P times as probable as the most probable.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
     /// Make tokens seen before less probable; 1 is off.
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     repetition_penalty: f32,
     /// Subtract from the logits of tokens of the answer so far; 0 is off.
     #[arg(long, value_name = "R", default_value_t = 0.0, allow_negative_numbers = true)]
