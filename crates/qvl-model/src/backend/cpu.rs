@@ -132,8 +132,7 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Mat {
-        assert_eq!(values.len(), rows * cols, "upload: length");
-        Mat { rows, cols, values: values.to_vec() }
+        Mat::from_slice(rows, cols, values)
     }
 
     fn download(&self, x: &Mat) -> Vec<f32> {
@@ -141,8 +140,7 @@ impl Backend for Cpu {
     }
 
     fn reshape(&self, x: Mat, rows: usize, cols: usize) -> Mat {
-        assert_eq!(x.values.len(), rows * cols, "reshape: length");
-        Mat { rows, cols, values: x.values }
+        x.reshape(rows, cols)
     }
 
     fn embed(&self, table: &CpuMatrix, ids: &[u32]) -> Mat {
@@ -293,21 +291,14 @@ impl Backend for Cpu {
     }
 
     fn set_rows(&self, x: &mut Mat, rows: &[usize], source: &Mat) {
-        for (index, &row) in rows.iter().enumerate() {
-            x.row_mut(row).copy_from_slice(source.row(index));
-        }
+        x.set_rows(rows, source);
     }
 
     fn add_rows(&self, x: &mut Mat, rows: &[usize], source: &Mat) {
-        for (index, &row) in rows.iter().enumerate() {
-            for (x, &source) in x.row_mut(row).iter_mut().zip(source.row(index)) {
-                *x += source;
-            }
-        }
+        x.add_rows(rows, source);
     }
 
     fn take_rows(&self, x: &Mat, rows: &[usize]) -> Mat {
-        let values = rows.iter().flat_map(|&row| x.row(row)).copied().collect();
-        Mat { rows: rows.len(), cols: x.cols, values }
+        x.take_rows(rows)
     }
 }

@@ -284,7 +284,7 @@ impl Stored {
             Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
             Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
             Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            other => unimplemented!("tests store no {other:?} values"),
+            other => panic!("the tests store no {other:?} values"),
         };
         Self { dtype, shape: shape.to_vec(), bytes }
     }
