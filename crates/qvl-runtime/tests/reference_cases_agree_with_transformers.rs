@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 
 use qvl_model::backend::Backend;
 use qvl_model::{Cpu, Reference};
-use qvl_runtime::parity::{self, TOLERANCE};
+use qvl_runtime::parity::{self, TOLERANCE, TensorReport};
 
 fn cases() -> Vec<PathBuf> {
     parity::cases(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases")).unwrap()
 }
+
+/// The committed cases come closer than any set must: 2.3e-6 was measured. The tanh GELU in place of the exact one in
+/// a merger is a difference of 1.6e-4 with random weights, which a tenth of the tolerance leaves no doubt about.
+const CLOSER: f64 = TOLERANCE / 10.0;
 
 /// Runs every case on a backend and lists the tensors that differ.
 fn check<B: Backend + 'static>(backend: impl Fn() -> B) {
@@ -22,16 +26,18 @@ fn check<B: Backend + 'static>(backend: impl Fn() -> B) {
         let floats = report.tensors.iter().filter(|tensor| tensor.relative_error.is_some()).count();
         // Pixels, embeddings, two DeepStack features and logits; logits alone where there is no picture.
         assert!(floats == 5 || report.case == "dense_text_only", "{}: {floats} float tensors", report.case);
-        for tensor in report.tensors.iter().filter(|tensor| !tensor.holds) {
+        let far = |tensor: &&TensorReport| {
+            !tensor.holds || tensor.relative_error.is_some_and(|error| error > CLOSER)
+        };
+        for tensor in report.tensors.iter().filter(far) {
             failures.push(format!(
-                "{} {}: relative error {:?} (tolerance {TOLERANCE:e}), first difference {}",
+                "{} {}: relative error {:?} (at most {CLOSER:e}), first difference {}",
                 report.case,
                 tensor.tensor,
                 tensor.relative_error,
                 tensor.difference.as_deref().unwrap_or("none")
             ));
         }
-        assert_eq!(report.holds(), report.tensors.iter().all(|tensor| tensor.holds));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
