@@ -10,7 +10,8 @@ after MINUTES, so a slower machine takes fewer steps. Every few minutes the chec
 the layout of the published Qwen3-VL checkpoints (bf16 weights, tokenizer, chat template, processor
 configs), and the share of held-out pictures answered exactly is printed. Each of the processes takes one
 core and its part of every batch: at these sizes that is faster than threads. `--state FILE` also keeps the
-float32 weights and the optimizers' state; `--resume FILE --lr 0.2` goes on from there.
+float32 weights and the optimizers' state; `--resume FILE --lr 0.2` goes on from there,
+and `--average FILE` mixes earlier weights into the last ones.
 
 What the recipe rests on: Muon for the matrices, weights that start at 1/sqrt(fan-in) (the library's 0.02 is
 far too small at these widths), one right wording per picture, and short rows of digits first.
@@ -484,6 +485,12 @@ def train(rank: int, args):
             found = sorted(exact_matches(model, tokenizer, held_out).items())
             report = ", ".join(f"{task} {right} of {total}" for task, (right, total) in found)
             print(f"step {step}, {minutes:.1f} min: {report}", flush=True)
+    if rank == 0 and args.average:
+        earlier = torch.load(args.average)["model"]
+        share = args.average_share
+        mixed = {name: share * earlier[name] + (1 - share) * weight for name, weight in model.state_dict().items()}
+        model.load_state_dict(mixed)
+        save_checkpoint(model, tokenizer, args.out)
     distributed.destroy_process_group()
 
 
@@ -499,6 +506,8 @@ def main():
     parser.add_argument("--digits", type=float, default=TASK_MIX["digits"], help="share of digit rows")
     parser.add_argument("--state", type=Path, help="also save float32 weights and optimizer state here")
     parser.add_argument("--resume", type=Path, help="go on from such a state")
+    parser.add_argument("--average", type=Path, help="in the end, mix in the weights of such a state")
+    parser.add_argument("--average-share", type=float, default=0.3, help="how much of it")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         args.meeting = f"file://{folder}/meeting"
