@@ -17,8 +17,8 @@ use clap::{Parser, Subcommand};
 #[command(
     bin_name = "cargo xtask",
     after_help = "New here? `cargo xtask demo` shows what it does, \
-`cargo xtask test` checks everything CI checks.\nBoth first look for what is missing on this machine and install \
-it, or print the command that does."
+`cargo xtask test` checks what must pass before a commit;\nCI also runs `validate`. `test` installs what is missing \
+on this machine, or prints the command that does."
 )]
 struct Cli {
     #[command(subcommand)]

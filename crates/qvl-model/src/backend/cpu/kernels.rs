@@ -149,7 +149,7 @@ dispatched!(
 );
 
 /// Sixteen partial sums. The compiler vectorises plain loops over arrays along the wrong axis as soon as
-/// several tiles are in flight (seen in the 2B shape: a tenth of the speed), so the registers are named.
+/// several tiles are in flight (seen in a prefill of the 2B shape: gathers into xmm registers), so the registers are named.
 ///
 /// Invariant: the two implementations with intrinsics are only used by bodies that `dispatched!` compiles
 /// for their instruction set.
@@ -547,7 +547,7 @@ fn mix_tile<V: Lanes, const MR: usize>(
 }
 
 // Plain indices from here on: iterator adaptors are not reliably inlined into functions compiled for other
-// target features (seen as a factor of ten in `unpack_bf16`).
+// target features (seen in `unpack_bf16`, where calls took most of a decode step).
 
 #[inline(always)]
 fn softmax_body(row: &mut [f32], visible: usize, scale: f32, sum: &mut f32) {
