@@ -181,4 +181,13 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+
+    /// An instruction set was asked for that this CPU does not have.
+    #[error("QVL_ISA: no instruction set {name:?} here; this CPU has {available}")]
+    Isa {
+        /// What was asked for.
+        name: String,
+        /// What there is, worst first.
+        available: String,
+    },
 }

@@ -6,6 +6,7 @@
 //! addition stay two roundings everywhere.
 
 mod attention;
+mod isa;
 mod kernels;
 mod matrix;
 
@@ -19,7 +20,7 @@ use crate::checkpoint::TensorView;
 use crate::error::{Error, Result};
 use crate::moe::route;
 pub use attention::CpuKv;
-pub use kernels::Isa;
+pub use isa::{ISA_VARIABLE, Isa};
 pub use matrix::CpuMatrix;
 
 /// Computes on this machine's cores.
@@ -36,9 +37,9 @@ impl Cpu {
     /// A backend with `threads` compute threads; 0 takes one for each core the process may use.
     ///
     /// # Errors
-    /// [`Error::Threads`] if they cannot be started.
+    /// [`Error::Threads`] if they cannot be started; [`Error::Isa`] if `QVL_ISA` asks for what is not there.
     pub fn new(threads: usize) -> Result<Self> {
-        Self::with_isa(threads, Isa::detect())
+        Self::with_isa(threads, Isa::from_env()?)
     }
 
     /// A backend that uses no better instructions than `isa`.

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernels::{self, Isa, LANES};
+use super::isa::Isa;
+use super::kernels::{self, LANES};
 use crate::backend::{HeadShape, Mat};
 
 /// Queries handled together by one task: they read each key once from the cache.

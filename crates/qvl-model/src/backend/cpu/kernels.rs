@@ -7,94 +7,10 @@
 
 #![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
 
+use super::isa::{Isa, dispatched};
+
 /// Partial sums in a dot product: one AVX-512 register, two AVX2 registers.
 pub(super) const LANES: usize = 16;
-
-/// Proof of what this CPU can do; only made by detection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa(Level);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Isa {
-    /// The best level of this CPU. The answer does not change while the program runs.
-    pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                return Self(Level::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") {
-                return Self(Level::Avx2);
-            }
-        }
-        Self(Level::Portable)
-    }
-
-    /// Every level this CPU has, worst first.
-    pub fn available() -> Vec<Self> {
-        let best = Self::detect();
-        let levels = [
-            Level::Portable,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512,
-        ];
-        levels.into_iter().filter(|level| *level <= best.0).map(Self).collect()
-    }
-
-    /// `portable`, `avx2` or `avx512`.
-    pub fn name(self) -> &'static str {
-        match self.0 {
-            Level::Portable => "portable",
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => "avx2",
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => "avx512",
-        }
-    }
-}
-
-/// Compiles `$body` for each level as `$name(isa, ...)`.
-macro_rules! dispatched {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $portable:expr, $avx2:expr, $avx512:expr) => {
-        $(#[$doc])*
-        pub(super) fn $name(isa: Isa, $($arg: $type),*) {
-            match isa.0 {
-                Level::Portable => $portable($($arg),*),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => {
-                    #[target_feature(enable = "avx2")]
-                    fn compiled($($arg: $type),*) {
-                        $avx2($($arg),*);
-                    }
-                    // SAFETY: a value of this level is only made after the feature was detected.
-                    unsafe { compiled($($arg),*) }
-                }
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => {
-                    #[target_feature(enable = "avx512f,avx512vl")]
-                    fn compiled($($arg: $type),*) {
-                        $avx512($($arg),*);
-                    }
-                    // SAFETY: a value of this level is only made after both features were detected.
-                    unsafe { compiled($($arg),*) }
-                }
-            }
-        }
-    };
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:expr) => {
-        dispatched!($(#[$doc])* fn $name($($arg: $type),*) = $body, $body, $body);
-    };
-}
 
 dispatched!(
     /// `out[m * out_stride + n] = x_m · w_n`. `x`: `[x_rows, k]`; `w`: `[w_rows, k]`, at most `out_stride`
@@ -159,7 +75,7 @@ trait Lanes: Copy {
     /// From sixteen little-endian bfloat16.
     fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self;
     fn splat(value: f32) -> Self;
-    /// `self + a * b`, both rounded.
+    /// `self + a * b`: rounded once where there are fused instructions, twice in the portable code.
     fn add_product(self, a: Self, b: Self) -> Self;
     fn values(self) -> [f32; LANES];
 }
@@ -245,10 +161,7 @@ mod x86 {
         fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: AVX2 by the invariant of `Lanes`.
             unsafe {
-                Self(
-                    _mm256_add_ps(self.0, _mm256_mul_ps(a.0, b.0)),
-                    _mm256_add_ps(self.1, _mm256_mul_ps(a.1, b.1)),
-                )
+                Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1))
             }
         }
 
@@ -297,7 +210,7 @@ mod x86 {
         #[inline(always)]
         fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: AVX-512F by the invariant of `Lanes`.
-            Self(unsafe { _mm512_add_ps(self.0, _mm512_mul_ps(a.0, b.0)) })
+            Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
         }
 
         #[inline(always)]
@@ -717,7 +630,7 @@ mod tests {
 
     /// Runs `f` at every level and requires the bits of the first.
     fn same_at_every_level(what: &str, f: impl Fn(Isa) -> Vec<f32>) -> Vec<f32> {
-        let expected = f(Isa(Level::Portable));
+        let expected = f(Isa::available()[0]);
         for isa in Isa::available() {
             let got = f(isa);
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();

@@ -6,7 +6,8 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::kernels::{self, Isa};
+use super::isa::Isa;
+use super::kernels;
 use crate::backend::{Layout, Mat};
 use crate::checkpoint::{Dtype, TensorView};
 
