@@ -67,6 +67,51 @@ pub enum Layout {
     InOut,
 }
 
+/// What a matrix is for: a backend that stores weights in fewer bits decides by it how many it spends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Small or looked up: the learned positions, a router. Kept as stored.
+    Table,
+    /// A linear layer of the vision tower.
+    Vision,
+    /// A linear layer of the decoder.
+    Decoder,
+    /// One of those whose errors cost most: the value and down projections of the first and last layers and
+    /// of every third between.
+    DecoderSensitive,
+    /// The embeddings and the head.
+    Head,
+}
+
+/// Some outputs of a linear layer, as the checkpoint stores them.
+#[derive(Clone, Debug)]
+pub struct WeightPart {
+    /// Where they are stored.
+    pub tensor: TensorView,
+    /// How its bytes are to be read.
+    pub layout: Layout,
+    /// Which of the tensor's outputs are meant.
+    pub outputs: Range<usize>,
+    /// What they are for.
+    pub role: Role,
+}
+
+impl WeightPart {
+    /// All outputs of a tensor stored `[out, in]`.
+    pub fn whole(tensor: TensorView, role: Role) -> Self {
+        let outputs = 0..tensor.shape()[0];
+        Self { tensor, layout: Layout::OutIn, outputs, role }
+    }
+
+    /// Inputs: the width of a row.
+    pub fn inputs(&self) -> usize {
+        match self.layout {
+            Layout::OutIn => self.tensor.shape()[1..].iter().product(),
+            Layout::InOut => self.tensor.shape()[0],
+        }
+    }
+}
+
 /// A linear layer: `y = x Wᵀ + bias`.
 #[derive(Debug)]
 pub struct Linear<B: Backend> {
@@ -79,8 +124,10 @@ pub struct Linear<B: Backend> {
 /// One expert of a mixture.
 #[derive(Debug)]
 pub struct Expert<B: Backend> {
-    /// `[2 * moe_intermediate_size, hidden_size]`: gate rows, then up rows.
-    pub gate_up_proj: B::Matrix,
+    /// `[moe_intermediate_size, hidden_size]`
+    pub gate_proj: B::Matrix,
+    /// `[moe_intermediate_size, hidden_size]`
+    pub up_proj: B::Matrix,
     /// `[hidden_size, moe_intermediate_size]`
     pub down_proj: B::Matrix,
 }
@@ -114,6 +161,14 @@ pub struct Taps {
     pub weights: [f32; 4],
 }
 
+/// One sequence in a step.
+pub struct KvPart<'a, B: Backend> {
+    /// Its cache.
+    pub kv: &'a mut B::Kv,
+    /// Its rows of the step.
+    pub rows: Range<usize>,
+}
+
 /// A machine to compute on.
 ///
 /// Dimension legend: `T` rows (tokens or patches), `H` width, `[a, b]` a row-major matrix of f32
@@ -128,12 +183,17 @@ pub trait Backend: Send + Sync + Sized {
     /// Keys and values of one sequence, all layers.
     type Kv: Send;
 
-    /// Takes a weight matrix: the parts, each `[rows_i, in]`, stacked along the output dimension (fused
-    /// q, k, v; gate and up). `layout` says how each part is stored.
+    /// Runs `f` where this backend computes: what it does there need not get there one operation at a time.
+    fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
+
+    /// Takes a weight matrix: the parts, all of one input width, stacked along the output dimension (fused
+    /// q, k, v).
     ///
     /// # Errors
     /// When the backend cannot hold it.
-    fn matrix(&self, parts: &[TensorView], layout: Layout) -> Result<Self::Matrix>;
+    fn matrix(&self, parts: &[WeightPart]) -> Result<Self::Matrix>;
 
     /// Takes a weight vector.
     ///
@@ -150,8 +210,15 @@ pub trait Backend: Send + Sync + Sized {
     /// A buffer with the given values; `values` is `[rows, cols]`.
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Self::Buffer;
 
+    /// Puts the values of a buffer behind those in `values`.
+    fn download_into(&self, x: &Self::Buffer, values: &mut Vec<f32>);
+
     /// The values of a buffer.
-    fn download(&self, x: &Self::Buffer) -> Vec<f32>;
+    fn download(&self, x: &Self::Buffer) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.download_into(x, &mut values);
+        values
+    }
 
     /// The same values as `[rows, cols]`; the product must not change.
     fn reshape(&self, x: Self::Buffer, rows: usize, cols: usize) -> Self::Buffer;
@@ -177,11 +244,11 @@ pub trait Backend: Send + Sync + Sized {
         eps: f32,
     ) -> Self::Buffer;
 
-    /// GELU in place.
-    fn gelu(&self, x: &mut Self::Buffer, kind: Gelu);
+    /// `gelu(x Wᵀ + bias)`. `x`: `[T, in]`; result `[T, out]`.
+    fn linear_gelu(&self, linear: &Linear<Self>, x: &Self::Buffer, kind: Gelu) -> Self::Buffer;
 
-    /// `silu(gate) * up`. `gate_up`: `[T, 2 I]`, gate first; result `[T, I]`.
-    fn swiglu(&self, gate_up: &Self::Buffer) -> Self::Buffer;
+    /// SwiGLU: `silu(x gateᵀ) * (x upᵀ)`. `x`: `[T, H]`, both matrices `[I, H]`; result `[T, I]`.
+    fn swiglu(&self, gate: &Self::Matrix, up: &Self::Matrix, x: &Self::Buffer) -> Self::Buffer;
 
     /// RMSNorm of each query and key head (where weights are given), then rotation of it, in place.
     ///
@@ -201,24 +268,14 @@ pub trait Backend: Send + Sync + Sized {
     /// `T`; result `[T, q_width]`.
     fn segment_attention(&self, qkv: &Self::Buffer, shape: HeadShape, cu_seqlens: &[usize]) -> Self::Buffer;
 
-    /// Appends the keys and values of `rows` of `qkv` to layer `layer` of a sequence's cache.
-    fn kv_append(
-        &self,
-        kv: &mut Self::Kv,
-        layer: usize,
-        qkv: &Self::Buffer,
-        rows: Range<usize>,
-        shape: HeadShape,
-    );
-
-    /// Causal attention of `rows` of `qkv` over a sequence's cache, to which these rows were just appended:
-    /// the last of them sees all of it. Writes `rows` of `y`, `[T, q_width]`.
+    /// Causal attention of a step: for each part, appends the keys and values of its rows of `qkv` to layer
+    /// `layer` of its sequence's cache and lets each row see all up to itself. Writes the parts' rows of `y`,
+    /// `[T, q_width]`.
     fn kv_attention(
         &self,
-        kv: &Self::Kv,
+        parts: &mut [KvPart<'_, Self>],
         layer: usize,
         qkv: &Self::Buffer,
-        rows: Range<usize>,
         shape: HeadShape,
         y: &mut Self::Buffer,
     );

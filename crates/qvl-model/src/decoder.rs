@@ -5,13 +5,18 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, HeadShape};
+use smallvec::SmallVec;
+
+use crate::backend::{Backend, HeadShape, KvPart};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kv::KvCache;
 use crate::mrope::{Mrope, Position};
 use crate::vision::VisionOutput;
 use crate::weights::{DecoderLayer, DecoderStem, LayerSource, Mlp};
+
+/// Rows of a step up to which its own lists need no allocation.
+const FEW: usize = 16;
 
 /// Some tokens of one sequence, to be appended to its cache.
 pub struct Chunk<'a, B: Backend> {
@@ -81,42 +86,73 @@ impl<B: Backend> Decoder<B> {
     /// [`Error::TokenId`], [`Error::ContextLength`]; whatever `layers` fails with. After an error in a layer
     /// the caches are as they were before.
     pub fn forward(&self, layers: &dyn LayerSource<B>, chunks: &mut [Chunk<'_, B>]) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        self.forward_into(layers, chunks, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// The same with the logits in place of what is in `logits`; a vector that is used again costs no
+    /// allocation.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_into(
+        &self,
+        layers: &dyn LayerSource<B>,
+        chunks: &mut [Chunk<'_, B>],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        logits.clear();
         self.check(chunks)?;
-        let result = self.step(layers, chunks);
+        let result = self.backend.scope(|| self.step(layers, chunks, logits));
         for chunk in chunks {
             match result {
-                Ok(_) => chunk.cache.advance(chunk.ids.len()),
+                Ok(()) => chunk.cache.advance(chunk.ids.len()),
                 Err(_) => chunk.cache.forget_unfinished(),
             }
         }
         result
     }
 
-    fn step(&self, layers: &dyn LayerSource<B>, chunks: &mut [Chunk<'_, B>]) -> Result<Vec<f32>> {
+    fn step(
+        &self,
+        layers: &dyn LayerSource<B>,
+        chunks: &mut [Chunk<'_, B>],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         let backend = &*self.backend;
-        let ids: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.ids).copied().collect();
-        let positions: Vec<Position> = chunks.iter().flat_map(|chunk| chunk.positions).copied().collect();
-        let mut starts = Vec::with_capacity(chunks.len());
-        let mut row = 0;
-        for chunk in &*chunks {
-            starts.push(row);
-            row += chunk.ids.len();
-        }
+        let ids: SmallVec<[u32; FEW]> = chunks.iter().flat_map(|chunk| chunk.ids).copied().collect();
+        let positions: SmallVec<[Position; FEW]> =
+            chunks.iter().flat_map(|chunk| chunk.positions).copied().collect();
 
         let mut x = backend.embed(&self.stem.embed_tokens.weight, &ids);
-        for (chunk, start) in chunks.iter().zip(&starts) {
-            if let Some(visual) = &chunk.visual {
-                let (rows, sources) = visual.rows_from(*start);
-                backend.set_rows(&mut x, &rows, &backend.take_rows(&visual.output.embeds, &sources));
-            }
-        }
         let rotary = backend.upload(ids.len(), self.config.head_dim, &self.mrope.table(&positions));
 
+        // The caches, the visual rows and the wanted rows of all chunks, each with its place in the step.
+        let mut parts: SmallVec<[KvPart<'_, B>; FEW]> = SmallVec::new();
+        let mut visuals: SmallVec<[(&VisualRows<'_, B>, usize); 1]> = SmallVec::new();
+        let mut wanted: SmallVec<[usize; FEW]> = SmallVec::new();
+        let mut start = 0;
+        for chunk in chunks {
+            let end = start + chunk.ids.len();
+            match chunk.logits {
+                LogitRows::None => {}
+                LogitRows::Last => wanted.extend((end > start).then(|| end - 1)),
+                LogitRows::All => wanted.extend(start..end),
+            }
+            visuals.extend(chunk.visual.as_ref().map(|visual| (visual, start)));
+            parts.push(KvPart { kv: &mut chunk.cache.kv, rows: start..end });
+            start = end;
+        }
+
+        for (visual, start) in &visuals {
+            let (rows, sources) = visual.rows_from(*start);
+            backend.set_rows(&mut x, &rows, &backend.take_rows(&visual.output.embeds, &sources));
+        }
         for index in 0..self.config.num_hidden_layers {
             let layer = layers.decoder_layer(index)?;
-            self.layer(index, &layer, &mut x, &rotary, chunks, &starts);
-            for (chunk, start) in chunks.iter().zip(&starts) {
-                let Some(visual) = &chunk.visual else { continue };
+            self.layer(index, &layer, &mut x, &rotary, &mut parts);
+            for (visual, start) in &visuals {
                 if let Some(features) = visual.output.deepstack.get(index) {
                     let (rows, sources) = visual.rows_from(*start);
                     backend.add_rows(&mut x, &rows, &backend.take_rows(features, &sources));
@@ -124,20 +160,15 @@ impl<B: Backend> Decoder<B> {
             }
         }
 
-        let mut wanted = Vec::new();
-        for (chunk, &start) in chunks.iter().zip(&starts) {
-            match chunk.logits {
-                LogitRows::None => {}
-                LogitRows::Last => wanted.extend(chunk.ids.len().checked_sub(1).map(|last| start + last)),
-                LogitRows::All => wanted.extend(start..start + chunk.ids.len()),
-            }
+        if !wanted.is_empty() {
+            let last = backend.rms_norm(
+                &backend.take_rows(&x, &wanted),
+                &self.stem.norm,
+                self.config.rms_norm_eps,
+            );
+            backend.download_into(&backend.linear(self.stem.head(), &last), logits);
         }
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let last =
-            backend.rms_norm(&backend.take_rows(&x, &wanted), &self.stem.norm, self.config.rms_norm_eps);
-        Ok(backend.download(&backend.linear(self.stem.head(), &last)))
+        Ok(())
     }
 
     /// `x += o_proj(attention(rope(norm(qkv_proj(norm(x))))))`, then `x += mlp(norm(x))`.
@@ -147,8 +178,7 @@ impl<B: Backend> Decoder<B> {
         layer: &DecoderLayer<B>,
         x: &mut B::Buffer,
         rotary: &B::Buffer,
-        chunks: &mut [Chunk<'_, B>],
-        starts: &[usize],
+        parts: &mut [KvPart<'_, B>],
     ) {
         let backend = &*self.backend;
         let eps = self.config.rms_norm_eps;
@@ -156,21 +186,16 @@ impl<B: Backend> Decoder<B> {
 
         let mut qkv = backend.linear(&layer.qkv_proj, &backend.rms_norm(x, &layer.input_layernorm, eps));
         backend.norm_rotary(&mut qkv, shape, Some((&layer.q_norm, &layer.k_norm, eps)), rotary);
-        let rows: usize = chunks.iter().map(|chunk| chunk.ids.len()).sum();
+        let rows = parts.last().map_or(0, |part| part.rows.end);
         let mut attended = backend.buffer(rows, shape.q_width());
-        for (chunk, &start) in chunks.iter_mut().zip(starts) {
-            let rows = start..start + chunk.ids.len();
-            backend.kv_append(&mut chunk.cache.kv, index, &qkv, rows.clone(), shape);
-            backend.kv_attention(&chunk.cache.kv, index, &qkv, rows, shape, &mut attended);
-        }
+        backend.kv_attention(parts, index, &qkv, shape, &mut attended);
         drop(qkv);
         backend.linear_add(&layer.o_proj, &attended, x);
 
         let normed = backend.rms_norm(x, &layer.post_attention_layernorm, eps);
         match &layer.mlp {
-            Mlp::Dense { gate_up_proj, down_proj } => {
-                let hidden = backend.swiglu(&backend.linear(gate_up_proj, &normed));
-                backend.linear_add(down_proj, &hidden, x);
+            Mlp::Dense { gate_proj, up_proj, down_proj } => {
+                backend.linear_add(down_proj, &backend.swiglu(gate_proj, up_proj, &normed), x);
             }
             Mlp::Experts(experts) => backend.moe_add(experts, &normed, x),
         }

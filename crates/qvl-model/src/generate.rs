@@ -112,7 +112,7 @@ impl<'m, B: Backend> Generation<'m, B> {
             return Ok(Err(FinishReason::Length));
         }
         if let Some(id) = self.undecoded.take() {
-            self.logits = self.decode(id)?;
+            self.decode(id)?;
         }
         let id = self.sampler.choose(&mut self.logits)?;
         if !self.ignore_eos && self.model.generation_config().eos_token_ids.contains(&id) {
@@ -123,7 +123,7 @@ impl<'m, B: Backend> Generation<'m, B> {
         Ok(Ok(Token { id, text: self.stream.push(id) }))
     }
 
-    fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
+    fn decode(&mut self, id: u32) -> Result<()> {
         let position = self.cache.next_position();
         let chunk = Chunk {
             cache: &mut self.cache,
@@ -132,7 +132,7 @@ impl<'m, B: Backend> Generation<'m, B> {
             visual: None,
             logits: LogitRows::Last,
         };
-        self.model.forward(&mut [chunk])
+        self.model.forward_into(&mut [chunk], &mut self.logits)
     }
 }
 

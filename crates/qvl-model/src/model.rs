@@ -172,6 +172,14 @@ impl<B: Backend> Model<B> {
         self.decoder.forward(&*self.layers, chunks)
     }
 
+    /// The same with the logits in place of what is in `logits`.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn forward_into(&self, chunks: &mut [Chunk<'_, B>], logits: &mut Vec<f32>) -> Result<()> {
+        self.decoder.forward_into(&*self.layers, chunks, logits)
+    }
+
     /// Fills a cache with a whole prompt and returns the logits of all its tokens, `[L, vocab_size]`, or of
     /// the last one. `chunk_tokens`: tokens a step, 0 for all at once.
     ///

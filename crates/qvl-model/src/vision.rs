@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, Gelu, HeadShape, Linear, Taps};
+use crate::backend::{Backend, Gelu, HeadShape, Taps};
 use crate::config::VisionConfig;
 use crate::error::{Error, Result};
 use crate::mrope::{cos_sin, inverse_frequencies};
@@ -92,9 +92,19 @@ impl<B: Backend> VisionTower<B> {
         pixel_values: &[f32],
         grids: &[Grid],
     ) -> Result<VisionOutput<B>> {
-        let config = &self.config;
         let backend = &*self.backend;
         self.check(pixel_values.len(), grids)?;
+        backend.scope(|| self.encode(layers, pixel_values, grids))
+    }
+
+    fn encode(
+        &self,
+        layers: &dyn LayerSource<B>,
+        pixel_values: &[f32],
+        grids: &[Grid],
+    ) -> Result<VisionOutput<B>> {
+        let config = &self.config;
+        let backend = &*self.backend;
         let patches: usize = grids.iter().map(|grid| grid.patches()).sum();
 
         let pixels = backend.upload(patches, config.patch_values(), pixel_values);
@@ -137,8 +147,7 @@ impl<B: Backend> VisionTower<B> {
         drop(qkv);
         backend.linear_add(&block.proj, &attended, x);
 
-        let mut hidden = backend.linear(&block.linear_fc1, &self.norm(x, &block.norm2));
-        backend.gelu(&mut hidden, Gelu::Tanh);
+        let hidden = backend.linear_gelu(&block.linear_fc1, &self.norm(x, &block.norm2), Gelu::Tanh);
         backend.linear_add(&block.linear_fc2, &hidden, x);
     }
 
@@ -161,12 +170,7 @@ impl<B: Backend> VisionTower<B> {
         let (unit, width) = (self.config.merge_unit(), self.config.hidden_size);
         let squares = backend.reshape(normed, patches / unit, unit * width);
         let Merger { linear_fc1, linear_fc2, .. } = merger;
-        let gelu = |linear: &Linear<B>, x: &B::Buffer| {
-            let mut y = backend.linear(linear, x);
-            backend.gelu(&mut y, Gelu::Erf);
-            y
-        };
-        backend.linear(linear_fc2, &gelu(linear_fc1, &squares))
+        backend.linear(linear_fc2, &backend.linear_gelu(linear_fc1, &squares, Gelu::Erf))
     }
 
     fn norm(&self, x: &B::Buffer, norm: &LayerNorm<B>) -> B::Buffer {
@@ -264,7 +268,7 @@ impl<B: Backend> VisionTower<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Mat;
+    use crate::backend::{Linear, Mat};
     use crate::backend::reference::Reference;
 
     /// A tower of which only the dimensions are used: heads of `head_dim`, `side * side` learned positions.

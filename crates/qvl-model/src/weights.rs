@@ -3,9 +3,10 @@
 //! A forward pass asks a [`LayerSource`] for one layer at a time and lets go of it afterwards, so weights
 //! that stay in memory and weights that are read when their turn comes are the same code.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Expert, Experts, Layout, Linear};
+use crate::backend::{Backend, Expert, Experts, Layout, Linear, Role, WeightPart};
 use crate::checkpoint::{Checkpoint, Names, TensorView, Tensors};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -102,8 +103,10 @@ pub struct DecoderLayer<B: Backend> {
 pub enum Mlp<B: Backend> {
     /// SwiGLU.
     Dense {
-        /// `[2 * intermediate_size, hidden_size]`: `gate_proj`, `up_proj` stacked.
-        gate_up_proj: Linear<B>,
+        /// `[intermediate_size, hidden_size]`
+        gate_proj: B::Matrix,
+        /// `[intermediate_size, hidden_size]`
+        up_proj: B::Matrix,
         /// `[hidden_size, intermediate_size]`
         down_proj: Linear<B>,
     },
@@ -217,10 +220,10 @@ impl<B: Backend> WeightLoader<'_, B> {
             self.tensors.get(Names::POS_EMBED, &[vision.num_position_embeddings, vision.hidden_size])?;
         Ok(VisionStem {
             patch_embed: Linear {
-                weight: self.backend.matrix(&[patch_weight], Layout::OutIn)?,
+                weight: self.backend.matrix(&[WeightPart::whole(patch_weight, Role::Vision)])?,
                 bias: Some(self.vector(&format!("{}.bias", Names::PATCH_EMBED), vision.hidden_size)?),
             },
-            pos_embed: self.backend.matrix(&[pos_embed], Layout::OutIn)?,
+            pos_embed: self.backend.matrix(&[WeightPart::whole(pos_embed, Role::Table)])?,
             merger: self.merger(Names::MERGER, vision.hidden_size)?,
             deepstack_merger_list: (0..vision.deepstack_visual_indexes.len())
                 .map(|i| self.merger(&Names::deepstack_merger(i), vision.hidden_size * vision.merge_unit()))
@@ -267,12 +270,12 @@ impl<B: Backend> WeightLoader<'_, B> {
         let text = &self.config.text;
         let table = [text.vocab_size, text.hidden_size];
         Ok(DecoderStem {
-            embed_tokens: self.stacked(&[(Names::EMBED_TOKENS.to_owned(), table[0])], table[1])?,
+            embed_tokens: self.stacked(&[(Names::EMBED_TOKENS.to_owned(), table[0], Role::Head)], table[1])?,
             norm: self.vector(Names::NORM, text.hidden_size)?,
             lm_head: if self.config.tie_word_embeddings {
                 None
             } else {
-                Some(self.stacked(&[(Names::LM_HEAD.to_owned(), table[0])], table[1])?)
+                Some(self.stacked(&[(Names::LM_HEAD.to_owned(), table[0], Role::Head)], table[1])?)
             },
         })
     }
@@ -286,34 +289,33 @@ impl<B: Backend> WeightLoader<'_, B> {
         let name = |rest: &str| Names::decoder_layer(index, rest);
         let q_width = text.num_attention_heads * text.head_dim;
         let kv_width = text.num_key_value_heads * text.head_dim;
+        let sensitive = sensitive(index, text.num_hidden_layers);
         let qkv = [
-            (name("self_attn.q_proj.weight"), q_width),
-            (name("self_attn.k_proj.weight"), kv_width),
-            (name("self_attn.v_proj.weight"), kv_width),
+            (name("self_attn.q_proj.weight"), q_width, Role::Decoder),
+            (name("self_attn.k_proj.weight"), kv_width, Role::Decoder),
+            (name("self_attn.v_proj.weight"), kv_width, sensitive),
         ];
+        let hidden = text.hidden_size;
         Ok(DecoderLayer {
-            input_layernorm: self.vector(&name("input_layernorm.weight"), text.hidden_size)?,
-            qkv_proj: self.stacked(&qkv, text.hidden_size)?,
+            input_layernorm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv_proj: self.stacked(&qkv, hidden)?,
             q_norm: self.vector(&name("self_attn.q_norm.weight"), text.head_dim)?,
             k_norm: self.vector(&name("self_attn.k_norm.weight"), text.head_dim)?,
-            o_proj: self.stacked(&[(name("self_attn.o_proj.weight"), text.hidden_size)], q_width)?,
-            post_attention_layernorm: self
-                .vector(&name("post_attention_layernorm.weight"), text.hidden_size)?,
+            o_proj: self.stacked(&[(name("self_attn.o_proj.weight"), hidden, Role::Decoder)], q_width)?,
+            post_attention_layernorm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
             mlp: match text.experts_of(index) {
                 Some(_) => Mlp::Experts(self.experts(index)?),
-                None => Mlp::Dense {
-                    gate_up_proj: self.stacked(
-                        &[
-                            (name("mlp.gate_proj.weight"), text.intermediate_size),
-                            (name("mlp.up_proj.weight"), text.intermediate_size),
-                        ],
-                        text.hidden_size,
-                    )?,
-                    down_proj: self.stacked(
-                        &[(name("mlp.down_proj.weight"), text.hidden_size)],
-                        text.intermediate_size,
-                    )?,
-                },
+                None => {
+                    let inner = text.intermediate_size;
+                    let gate = (name("mlp.gate_proj.weight"), inner, Role::Decoder);
+                    let up = (name("mlp.up_proj.weight"), inner, Role::Decoder);
+                    let down = (name("mlp.down_proj.weight"), hidden, sensitive);
+                    Mlp::Dense {
+                        gate_proj: self.stacked(&[gate], hidden)?.weight,
+                        up_proj: self.stacked(&[up], hidden)?.weight,
+                        down_proj: self.stacked(&[down], inner)?,
+                    }
+                }
             },
         })
     }
@@ -348,19 +350,21 @@ impl<B: Backend> WeightLoader<'_, B> {
                 expected,
             });
         };
-        let expert_of = |stack: &TensorView, expert: usize| match stack.entry(expert) {
-            Some(view) => self.backend.matrix(&[view], layout),
+        let sensitive = sensitive(index, text.num_hidden_layers);
+        let part = |stack: &TensorView, expert: usize, outputs: Range<usize>, role: Role| match stack.entry(expert)
+        {
+            Some(tensor) => self.backend.matrix(&[WeightPart { tensor, layout, outputs, role }]),
             None => unreachable!("the stack's first dimension was checked"),
         };
+        let router = self.tensors.get(&name("mlp.gate.weight"), &[count, width])?;
         Ok(Experts {
-            gate: self
-                .backend
-                .matrix(&[self.tensors.get(&name("mlp.gate.weight"), &[count, width])?], Layout::OutIn)?,
+            gate: self.backend.matrix(&[WeightPart::whole(router, Role::Table)])?,
             experts: (0..count)
                 .map(|expert| {
                     Ok(Expert {
-                        gate_up_proj: expert_of(&gate_up, expert)?,
-                        down_proj: expert_of(&down, expert)?,
+                        gate_proj: part(&gate_up, expert, 0..inner, Role::Decoder)?,
+                        up_proj: part(&gate_up, expert, inner..2 * inner, Role::Decoder)?,
+                        down_proj: part(&down, expert, 0..width, sensitive)?,
                     })
                 })
                 .collect::<Result<_>>()?,
@@ -382,17 +386,30 @@ impl<B: Backend> WeightLoader<'_, B> {
     fn linear_with_bias(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear<B>> {
         let weight = self.tensors.get(&format!("{name}.weight"), &[outputs, inputs])?;
         Ok(Linear {
-            weight: self.backend.matrix(&[weight], Layout::OutIn)?,
+            weight: self.backend.matrix(&[WeightPart::whole(weight, Role::Vision)])?,
             bias: Some(self.vector(&format!("{name}.bias"), outputs)?),
         })
     }
 
     /// Tensors `[rows, inputs]` stacked into one linear layer without bias.
-    fn stacked(&self, parts: &[(String, usize)], inputs: usize) -> Result<Linear<B>> {
+    fn stacked(&self, parts: &[(String, usize, Role)], inputs: usize) -> Result<Linear<B>> {
         let parts = parts
             .iter()
-            .map(|(name, rows)| self.tensors.get(name, &[*rows, inputs]))
+            .map(|(name, rows, role)| {
+                Ok(WeightPart::whole(self.tensors.get(name, &[*rows, inputs])?, *role))
+            })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Linear { weight: self.backend.matrix(&parts, Layout::OutIn)?, bias: None })
+        Ok(Linear { weight: self.backend.matrix(&parts)?, bias: None })
+    }
+}
+
+/// The role of the value and down projections of layer `index` of `layers`: which layers are sensitive is
+/// what the mixture Q4_K_M of llama.cpp assumes.
+fn sensitive(index: usize, layers: usize) -> Role {
+    let eighth = layers / 8;
+    if index < eighth || index >= 7 * layers / 8 || (index - eighth) % 3 == 2 {
+        Role::DecoderSensitive
+    } else {
+        Role::Decoder
     }
 }

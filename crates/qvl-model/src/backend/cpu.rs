@@ -6,29 +6,41 @@
 //! addition stay two roundings everywhere.
 
 mod attention;
+mod blocks;
+mod dots;
 mod isa;
 mod kernels;
+mod linear;
 mod matrix;
 
-use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use super::{Backend, Experts, Gelu, HeadShape, Layout, Linear, Mat, Taps};
+use super::mat::Recycler;
+use super::{Backend, Experts, Gelu, HeadShape, KvPart, Linear, Mat, Taps, WeightPart};
 use crate::checkpoint::TensorView;
 use crate::error::{Error, Result};
 use crate::moe::route;
 pub use attention::CpuKv;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use matrix::CpuMatrix;
+use matrix::{Segment, Stored};
 
 /// Computes on this machine's cores.
 #[derive(Debug)]
 pub struct Cpu {
     pool: ThreadPool,
     isa: Isa,
+    recycler: Arc<Recycler>,
 }
+
+/// Values below which waking another thread costs more than it saves.
+const PARALLEL_MIN: usize = 1 << 15;
+
+/// Bytes of dropped activations kept for the next ones: what a prefill of 512 tokens of the 8B shape uses.
+const RECYCLED_BYTES_MAX: usize = 256 << 20;
 
 /// Most compute threads: more than any machine has cores, few enough to start in no time.
 const THREADS_MAX: usize = 1024;
@@ -56,7 +68,7 @@ impl Cpu {
             .thread_name(|index| format!("qvl-compute-{index}"))
             .build()
             .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-        Ok(Self { pool, isa })
+        Ok(Self { pool, isa, recycler: Recycler::new(RECYCLED_BYTES_MAX) })
     }
 
     /// Compute threads.
@@ -69,14 +81,16 @@ impl Cpu {
         self.isa
     }
 
-    /// Applies `f` to every row of `x`, in parallel.
+    /// Applies `f` to every row of `x`, in parallel where that pays.
     fn each_row(&self, x: &mut Mat, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
-        if x.values.is_empty() {
+        let cols = x.cols;
+        if x.values.len() < PARALLEL_MIN {
+            for row in 0..x.rows {
+                f(row, x.row_mut(row));
+            }
             return;
         }
-        let cols = x.cols;
-        // A row of a few KiB costs less than handing it to another thread.
-        let rows_min = (16_384 / cols).max(1);
+        let rows_min = (PARALLEL_MIN / 2 / cols).max(1);
         self.pool.install(|| {
             x.values
                 .par_chunks_mut(cols)
@@ -86,26 +100,33 @@ impl Cpu {
         });
     }
 
-    /// Writes or adds `x Wᵀ + bias` to `y`.
-    fn product(&self, weight: &CpuMatrix, bias: Option<&Vec<f32>>, x: &Mat, y: &mut Mat, add: bool) {
-        assert_eq!((x.cols, y.cols, x.rows), (weight.cols(), weight.rows(), y.rows), "linear: shapes");
-        if x.rows == 0 {
-            return;
-        }
-        let panels = self.pool.install(|| matrix::panels(self.isa, weight, x));
-        self.each_row(y, |row, y| {
-            for (panel_index, y) in y.chunks_mut(matrix::PANEL).enumerate() {
-                let first = panel_index * matrix::PANEL;
-                let products =
-                    &panels[panel_index * x.rows * matrix::PANEL..][row * matrix::PANEL..][..y.len()];
-                for (offset, (y, &product)) in y.iter_mut().zip(products).enumerate() {
-                    let value = match bias {
-                        Some(bias) => product + bias[first + offset],
-                        None => product,
-                    };
-                    *y = if add { *y + value } else { value };
-                }
-            }
+    /// A matrix of which every value is to be written.
+    fn fresh(&self, rows: usize, cols: usize) -> Mat {
+        self.recycler.mat(rows, cols)
+    }
+
+    fn copy(&self, x: &Mat) -> Mat {
+        let mut y = self.fresh(x.rows, x.cols);
+        y.values.copy_from_slice(&x.values);
+        y
+    }
+
+    /// `y = x Wᵀ`
+    fn weight_product(&self, weight: &CpuMatrix, x: &Mat, y: &mut Mat) {
+        self.pool.install(|| {
+            linear::product(self.isa, weight, &linear::Input { x }, y, |y, products, _| {
+                y.copy_from_slice(products);
+            });
+        });
+    }
+
+    /// `y (+)= x Wᵀ + bias`
+    fn product(&self, linear: &Linear<Self>, x: &Mat, y: &mut Mat, add: bool) {
+        let bias = linear.bias.as_deref();
+        self.pool.install(|| {
+            linear::product(self.isa, &linear.weight, &linear::Input { x }, y, |y, products, outputs| {
+                kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), add);
+            });
         });
     }
 }
@@ -116,8 +137,17 @@ impl Backend for Cpu {
     type Vector = Vec<f32>;
     type Kv = CpuKv;
 
-    fn matrix(&self, parts: &[TensorView], layout: Layout) -> Result<CpuMatrix> {
-        Ok(CpuMatrix::new(parts, layout))
+    fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(f)
+    }
+
+    fn matrix(&self, parts: &[WeightPart]) -> Result<CpuMatrix> {
+        let cols = parts.first().map_or(0, WeightPart::inputs);
+        let segments = parts.iter().map(|part| {
+            assert_eq!(part.inputs(), cols, "stacked matrices have the same input width");
+            (Segment::Stored(Stored::new(part)), part.outputs.len())
+        });
+        Ok(CpuMatrix::new(segments.collect(), cols))
     }
 
     fn vector(&self, tensor: &TensorView) -> Result<Vec<f32>> {
@@ -129,15 +159,19 @@ impl Backend for Cpu {
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Mat {
-        Mat::zeros(rows, cols)
+        let mut y = self.fresh(rows, cols);
+        y.values.fill(0.0);
+        y
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Mat {
-        Mat::from_slice(rows, cols, values)
+        let mut y = self.fresh(rows, cols);
+        y.values.copy_from_slice(values);
+        y
     }
 
-    fn download(&self, x: &Mat) -> Vec<f32> {
-        x.values.clone()
+    fn download_into(&self, x: &Mat, values: &mut Vec<f32>) {
+        values.extend_from_slice(&x.values);
     }
 
     fn reshape(&self, x: Mat, rows: usize, cols: usize) -> Mat {
@@ -145,54 +179,62 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &CpuMatrix, ids: &[u32]) -> Mat {
-        let mut y = Mat::zeros(ids.len(), table.cols());
+        let mut y = self.fresh(ids.len(), table.cols());
         for (row, &id) in ids.iter().enumerate() {
-            table.unpack_rows(self.isa, id as usize, y.row_mut(row));
+            table.unpack_row(self.isa, id as usize, y.row_mut(row));
         }
         y
     }
 
     fn linear(&self, linear: &Linear<Self>, x: &Mat) -> Mat {
-        let mut y = Mat::zeros(x.rows, linear.weight.rows());
-        self.product(&linear.weight, linear.bias.as_ref(), x, &mut y, false);
+        let mut y = self.fresh(x.rows, linear.weight.rows());
+        self.product(linear, x, &mut y, false);
         y
     }
 
     fn linear_add(&self, linear: &Linear<Self>, x: &Mat, y: &mut Mat) {
-        self.product(&linear.weight, linear.bias.as_ref(), x, y, true);
+        self.product(linear, x, y, true);
+    }
+
+    fn linear_gelu(&self, linear: &Linear<Self>, x: &Mat, kind: Gelu) -> Mat {
+        let mut y = self.fresh(x.rows, linear.weight.rows());
+        let bias = linear.bias.as_deref();
+        self.pool.install(|| {
+            linear::product(self.isa, &linear.weight, &linear::Input { x }, &mut y, |y, products, outputs| {
+                kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), false);
+                match kind {
+                    Gelu::Tanh => kernels::gelu_tanh(self.isa, y),
+                    // Only the mergers use it, on one row a visual token.
+                    Gelu::Erf => {
+                        for v in y {
+                            *v = 0.5 * *v * (1.0 + libm::erff(*v * std::f32::consts::FRAC_1_SQRT_2));
+                        }
+                    }
+                }
+            });
+        });
+        y
+    }
+
+    fn swiglu(&self, gate: &CpuMatrix, up: &CpuMatrix, x: &Mat) -> Mat {
+        let mut y = self.fresh(x.rows, gate.rows());
+        self.pool.install(|| {
+            linear::product_of_two(self.isa, [gate, up], &linear::Input { x }, &mut y, |y, gate, up| {
+                kernels::swiglu(self.isa, gate, up, y);
+            });
+        });
+        y
     }
 
     fn rms_norm(&self, x: &Mat, weight: &Vec<f32>, eps: f32) -> Mat {
-        let mut y = x.clone();
+        let mut y = self.copy(x);
         self.each_row(&mut y, |_, row| kernels::rms_norm(self.isa, row, weight, eps));
         y
     }
 
     fn layer_norm(&self, x: &Mat, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Mat {
-        let mut y = x.clone();
+        let mut y = self.copy(x);
         self.each_row(&mut y, |_, row| kernels::layer_norm(self.isa, row, weight, bias, eps));
-        y
-    }
-
-    fn gelu(&self, x: &mut Mat, kind: Gelu) {
-        self.each_row(x, |_, row| match kind {
-            Gelu::Tanh => kernels::gelu_tanh(self.isa, row),
-            // Only the mergers use it, on one row a visual token.
-            Gelu::Erf => {
-                for v in row {
-                    *v = 0.5 * *v * (1.0 + libm::erff(*v * std::f32::consts::FRAC_1_SQRT_2));
-                }
-            }
-        });
-    }
-
-    fn swiglu(&self, gate_up: &Mat) -> Mat {
-        let width = gate_up.cols / 2;
-        let mut y = Mat::zeros(gate_up.rows, width);
-        self.each_row(&mut y, |row, y| {
-            let (gate, up) = gate_up.row(row).split_at(width);
-            kernels::swiglu(self.isa, gate, up, y);
-        });
         y
     }
 
@@ -225,20 +267,20 @@ impl Backend for Cpu {
         self.pool.install(|| attention::segments(self.isa, qkv, shape, cu_seqlens))
     }
 
-    fn kv_append(&self, kv: &mut CpuKv, layer: usize, qkv: &Mat, rows: Range<usize>, shape: HeadShape) {
-        kv.append(layer, qkv, rows, shape);
-    }
-
     fn kv_attention(
         &self,
-        kv: &CpuKv,
+        parts: &mut [KvPart<'_, Self>],
         layer: usize,
         qkv: &Mat,
-        rows: Range<usize>,
         shape: HeadShape,
         y: &mut Mat,
     ) {
-        self.pool.install(|| attention::causal(self.isa, kv, layer, qkv, rows, shape, y));
+        for part in parts {
+            part.kv.append(layer, qkv, part.rows.clone(), shape);
+            self.pool.install(|| {
+                attention::causal(self.isa, part.kv, layer, qkv, part.rows.clone(), shape, y)
+            });
+        }
     }
 
     fn kv_truncate(&self, kv: &mut CpuKv, len: usize) {
@@ -246,8 +288,8 @@ impl Backend for Cpu {
     }
 
     fn moe_add(&self, moe: &Experts<Self>, x: &Mat, y: &mut Mat) {
-        let mut logits = Mat::zeros(x.rows, moe.experts.len());
-        self.product(&moe.gate, None, x, &mut logits, false);
+        let mut logits = self.fresh(x.rows, moe.experts.len());
+        self.weight_product(&moe.gate, x, &mut logits);
         let routes: Vec<Vec<(usize, f32)>> =
             (0..x.rows).map(|row| route(logits.row(row), moe.top_k)).collect();
         let mut tokens_of: Vec<Vec<(usize, f32)>> = vec![Vec::new(); moe.experts.len()];
@@ -260,11 +302,9 @@ impl Backend for Cpu {
         for (expert, tokens) in moe.experts.iter().zip(&tokens_of).filter(|(_, tokens)| !tokens.is_empty()) {
             let rows: Vec<usize> = tokens.iter().map(|&(row, _)| row).collect();
             let chosen = self.take_rows(x, &rows);
-            let mut gate_up = Mat::zeros(rows.len(), expert.gate_up_proj.rows());
-            self.product(&expert.gate_up_proj, None, &chosen, &mut gate_up, false);
-            let hidden = self.swiglu(&gate_up);
-            let mut out = Mat::zeros(rows.len(), expert.down_proj.rows());
-            self.product(&expert.down_proj, None, &hidden, &mut out, false);
+            let hidden = self.swiglu(&expert.gate_proj, &expert.up_proj, &chosen);
+            let mut out = self.fresh(rows.len(), expert.down_proj.rows());
+            self.weight_product(&expert.down_proj, &hidden, &mut out);
             for (index, &(row, weight)) in tokens.iter().enumerate() {
                 for (y, &out) in y.row_mut(row).iter_mut().zip(out.row(index)) {
                     *y += weight * out;
@@ -277,8 +317,8 @@ impl Backend for Cpu {
         assert_eq!((x.rows, x.cols), (taps.len(), table.cols()), "interpolation: shapes");
         let width = table.cols();
         // A few thousand learned positions: unpacked once for all patches.
-        let mut unpacked = Mat::zeros(table.rows(), width);
-        self.each_row(&mut unpacked, |row, values| table.unpack_rows(self.isa, row, values));
+        let mut unpacked = self.fresh(table.rows(), width);
+        self.each_row(&mut unpacked, |row, values| table.unpack_row(self.isa, row, values));
         self.each_row(x, |row, x| {
             let Taps { rows, weights } = taps[row];
             let [a, b, c, d] = rows.map(|row| unpacked.row(row as usize));
@@ -300,6 +340,10 @@ impl Backend for Cpu {
     }
 
     fn take_rows(&self, x: &Mat, rows: &[usize]) -> Mat {
-        x.take_rows(rows)
+        let mut y = self.fresh(rows.len(), x.cols);
+        for (index, &row) in rows.iter().enumerate() {
+            y.row_mut(index).copy_from_slice(x.row(row));
+        }
+        y
     }
 }

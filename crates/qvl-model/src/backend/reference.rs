@@ -1,9 +1,7 @@
 //! The oracle in Rust: every operation as its formula reads, one row at a time, sums in f64, no blocking,
 //! no threads. Slow; what the fast backends are compared with.
 
-use std::ops::Range;
-
-use super::{Backend, Experts, Gelu, HeadShape, Layout, Linear, Mat, Taps};
+use super::{Backend, Experts, Gelu, HeadShape, KvPart, Layout, Linear, Mat, Taps, WeightPart};
 use crate::checkpoint::TensorView;
 use crate::error::Result;
 
@@ -82,27 +80,27 @@ impl Backend for Reference {
     type Vector = Vec<f32>;
     type Kv = ReferenceKv;
 
-    fn matrix(&self, parts: &[TensorView], layout: Layout) -> Result<Mat> {
-        let mut stacked = Mat { rows: 0, cols: 0, values: Vec::new() };
+    fn matrix(&self, parts: &[WeightPart]) -> Result<Mat> {
+        let mut values = Vec::new();
+        let cols = parts.first().map_or(0, WeightPart::inputs);
         for part in parts {
-            let (rows, cols) = (part.shape()[0], part.shape()[1..].iter().product());
-            let values = part.to_f32();
-            match layout {
+            let stored = part.tensor.to_f32();
+            match part.layout {
                 Layout::OutIn => {
-                    stacked.values.extend(values);
-                    (stacked.rows, stacked.cols) = (stacked.rows + rows, cols);
+                    values.extend_from_slice(&stored[part.outputs.start * cols..part.outputs.end * cols]);
                 }
                 Layout::InOut => {
-                    stacked.values.extend(
-                        (0..cols)
-                            .flat_map(|out| (0..rows).map(move |k| (out, k)))
-                            .map(|(out, k)| values[k * cols + out]),
+                    let width = stored.len() / cols;
+                    values.extend(
+                        part.outputs
+                            .clone()
+                            .flat_map(|out| (0..cols).map(move |k| (out, k)))
+                            .map(|(out, k)| stored[k * width + out]),
                     );
-                    (stacked.rows, stacked.cols) = (stacked.rows + cols, rows);
                 }
             }
         }
-        Ok(stacked)
+        Ok(Mat { rows: values.len() / cols.max(1), cols, values: values.into() })
     }
 
     fn vector(&self, tensor: &TensorView) -> Result<Vec<f32>> {
@@ -121,8 +119,8 @@ impl Backend for Reference {
         Mat::from_slice(rows, cols, values)
     }
 
-    fn download(&self, x: &Mat) -> Vec<f32> {
-        x.values.clone()
+    fn download_into(&self, x: &Mat, values: &mut Vec<f32>) {
+        values.extend_from_slice(&x.values);
     }
 
     fn reshape(&self, x: Mat, rows: usize, cols: usize) -> Mat {
@@ -130,8 +128,8 @@ impl Backend for Reference {
     }
 
     fn embed(&self, table: &Mat, ids: &[u32]) -> Mat {
-        let values = ids.iter().flat_map(|&id| table.row(id as usize)).copied().collect();
-        Mat { rows: ids.len(), cols: table.cols, values }
+        let values: Vec<f32> = ids.iter().flat_map(|&id| table.row(id as usize)).copied().collect();
+        Mat { rows: ids.len(), cols: table.cols, values: values.into() }
     }
 
     fn linear(&self, linear: &Linear<Self>, x: &Mat) -> Mat {
@@ -173,8 +171,9 @@ impl Backend for Reference {
         y
     }
 
-    fn gelu(&self, x: &mut Mat, kind: Gelu) {
-        for v in &mut x.values {
+    fn linear_gelu(&self, linear: &Linear<Self>, x: &Mat, kind: Gelu) -> Mat {
+        let mut y = self.linear(linear, x);
+        for v in &mut *y.values {
             let x = f64::from(*v);
             *v = match kind {
                 Gelu::Tanh => {
@@ -184,15 +183,14 @@ impl Backend for Reference {
                 Gelu::Erf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
             } as f32;
         }
+        y
     }
 
-    fn swiglu(&self, gate_up: &Mat) -> Mat {
-        let width = gate_up.cols / 2;
-        let mut y = Mat::zeros(gate_up.rows, width);
-        for row in 0..gate_up.rows {
-            let (gate, up) = gate_up.row(row).split_at(width);
-            for ((y, &gate), &up) in y.row_mut(row).iter_mut().zip(gate).zip(up) {
-                *y = (silu(f64::from(gate)) * f64::from(up)) as f32;
+    fn swiglu(&self, gate: &Mat, up: &Mat, x: &Mat) -> Mat {
+        let mut y = Mat::zeros(x.rows, gate.rows);
+        for row in 0..x.rows {
+            for (out, y) in y.row_mut(row).iter_mut().enumerate() {
+                *y = (silu(dot(x.row(row), gate.row(out))) * dot(x.row(row), up.row(out))) as f32;
             }
         }
         y
@@ -245,39 +243,33 @@ impl Backend for Reference {
         y
     }
 
-    fn kv_append(&self, kv: &mut ReferenceKv, layer: usize, qkv: &Mat, rows: Range<usize>, shape: HeadShape) {
-        let (keys, values) = &mut kv.layers[layer];
-        for row in rows {
-            let (key, value) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
-            keys.extend_from_slice(key);
-            values.extend_from_slice(value);
-        }
-    }
-
     fn kv_attention(
         &self,
-        kv: &ReferenceKv,
+        parts: &mut [KvPart<'_, Self>],
         layer: usize,
         qkv: &Mat,
-        rows: Range<usize>,
         shape: HeadShape,
         y: &mut Mat,
     ) {
-        let (keys, values) = &kv.layers[layer];
-        let before = keys.len() / kv.width - rows.len();
-        for (index, row) in rows.enumerate() {
-            for head in 0..shape.heads {
-                let column = head * shape.head_dim;
-                let key_column = head / shape.group() * shape.head_dim;
-                let visible = before + index + 1;
-                let of = |all: &'_ Vec<f32>, token: usize| token * kv.width + key_column..all.len();
-                attend(
-                    &qkv.row(row)[column..][..shape.head_dim],
-                    (0..visible).map(|token| &keys[of(keys, token)][..shape.head_dim]),
-                    (0..visible).map(|token| &values[of(values, token)][..shape.head_dim]),
-                    shape.scale(),
-                    &mut y.row_mut(row)[column..][..shape.head_dim],
-                );
+        for part in parts {
+            let (keys, values) = &mut part.kv.layers[layer];
+            for row in part.rows.clone() {
+                let (key, value) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
+                keys.extend_from_slice(key);
+                values.extend_from_slice(value);
+                let tokens = keys.len() / part.kv.width;
+                for head in 0..shape.heads {
+                    let column = head * shape.head_dim;
+                    let key_column = head / shape.group() * shape.head_dim;
+                    let at = |token: usize| token * part.kv.width + key_column;
+                    attend(
+                        &qkv.row(row)[column..][..shape.head_dim],
+                        (0..tokens).map(|token| &keys[at(token)..][..shape.head_dim]),
+                        (0..tokens).map(|token| &values[at(token)..][..shape.head_dim]),
+                        shape.scale(),
+                        &mut y.row_mut(row)[column..][..shape.head_dim],
+                    );
+                }
             }
         }
     }
@@ -293,11 +285,10 @@ impl Backend for Reference {
         for row in 0..x.rows {
             let logits: Vec<f32> =
                 (0..moe.experts.len()).map(|e| dot(x.row(row), moe.gate.row(e)) as f32).collect();
-            let one = Mat { rows: 1, cols: x.cols, values: x.row(row).to_vec() };
+            let one = Mat::from_slice(1, x.cols, x.row(row));
             for (expert, weight) in crate::moe::route(&logits, moe.top_k) {
                 let expert = &moe.experts[expert];
-                let gate_up = self.linear(&Linear { weight: expert.gate_up_proj.clone(), bias: None }, &one);
-                let hidden = self.swiglu(&gate_up);
+                let hidden = self.swiglu(&expert.gate_proj, &expert.up_proj, &one);
                 for (out, y) in y.row_mut(row).iter_mut().enumerate() {
                     *y += (f64::from(weight) * dot(hidden.row(0), expert.down_proj.row(out))) as f32;
                 }

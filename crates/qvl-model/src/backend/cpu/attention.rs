@@ -194,6 +194,7 @@ pub(super) fn causal(
 mod tests {
     use super::*;
     use crate::backend::Backend;
+    use crate::backend::KvPart;
     use crate::backend::reference::Reference;
 
     const SHAPES: [(usize, usize, usize); 6] =
@@ -208,7 +209,7 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / (1 << 22) as f32 - 2.0
         });
-        Mat { rows, cols, values: values.collect() }
+        Mat { rows, cols, values: values.collect::<Vec<f32>>().into() }
     }
 
     /// Runs `test` for every shape, length and instruction set.
@@ -224,7 +225,7 @@ mod tests {
 
     fn assert_close(got: &Mat, expected: &Mat, what: &str) {
         assert_eq!((got.rows, got.cols), (expected.rows, expected.cols), "{what}");
-        for (index, (got, expected)) in got.values.iter().zip(&expected.values).enumerate() {
+        for (index, (got, expected)) in got.values.iter().zip(expected.values.iter()).enumerate() {
             assert!((got - expected).abs() < 1e-5, "{what}, value {index}: {got}, expected {expected}");
         }
     }
@@ -248,15 +249,15 @@ mod tests {
             let mut kv = CpuKv::new(2, shape);
             kv.append(1, &qkv, chosen.clone(), shape);
             let mut got = Mat {
-                values: vec![7.5; (rows + 2) * shape.q_width()],
+                values: vec![7.5; (rows + 2) * shape.q_width()].into(),
                 ..Mat::zeros(rows + 2, shape.q_width())
             };
             causal(isa, &kv, 1, &qkv, chosen.clone(), shape, &mut got);
 
             let mut reference = Reference.kv(2, shape);
-            let mut expected = Mat { values: vec![7.5; got.values.len()], ..got };
-            Reference.kv_append(&mut reference, 1, &qkv, chosen.clone(), shape);
-            Reference.kv_attention(&reference, 1, &qkv, chosen, shape, &mut expected);
+            let mut expected = Mat { values: vec![7.5; got.values.len()].into(), ..got };
+            let mut parts = [KvPart { kv: &mut reference, rows: chosen }];
+            Reference.kv_attention(&mut parts, 1, &qkv, shape, &mut expected);
             assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
             assert!(
                 got.row(0).iter().chain(got.row(rows + 1)).all(|&value| value == 7.5),
@@ -270,7 +271,7 @@ mod tests {
         let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 10 };
         for rows in LENGTHS {
             let qkv = noise(rows, shape);
-            let other = Mat { values: qkv.values.iter().map(|v| 1.0 - v).collect(), ..qkv };
+            let other = Mat { values: qkv.values.iter().map(|v| 1.0 - v).collect::<Vec<f32>>().into(), ..qkv };
             let mut whole = Mat::zeros(rows, shape.q_width());
             let mut kv = CpuKv::new(1, shape);
             kv.append(0, &qkv, 0..rows, shape);

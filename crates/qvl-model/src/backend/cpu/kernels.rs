@@ -7,22 +7,14 @@
 
 #![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
 
-use super::isa::{Isa, dispatched};
+use super::isa::dispatched;
 
 /// Partial sums in a dot product: one AVX-512 register, two AVX2 registers.
 pub(super) const LANES: usize = 16;
 
 dispatched!(
-    /// `out[m * out_stride + n] = x_m · w_n`. `x`: `[x_rows, k]`; `w`: `[w_rows, k]`, at most `out_stride`
-    /// rows.
-    fn dots(x: &[f32], w: &[f32], k: usize, out: &mut [f32], out_stride: usize)
-        = dots_body::<Portable, 2, 2>, dots_body::<Avx2, 2, 2>, dots_body::<Avx512, 4, 4>
-);
-dispatched!(
-    /// The same with rows of `w` as little-endian bfloat16, converted on the way: for few rows of `x`, where
-    /// storing the converted weights would cost more than it saves. Bit for bit what [`dots`] gives.
-    fn dots_bf16(x: &[f32], w: &[u8], k: usize, out: &mut [f32], out_stride: usize)
-        = dots_bf16_body::<Portable>, dots_bf16_body::<Avx2>, dots_bf16_body::<Avx512>
+    /// `y = products + bias`, or `y += products + bias`.
+    fn finish(y: &mut [f32], products: &[f32], bias: Option<&[f32]>, add: bool) = finish_body
 );
 dispatched!(
     /// `scores[m][..16] = q_m · panel` for a panel of 16 keys stored `[head_dim][16]`.
@@ -59,11 +51,6 @@ dispatched!(
     /// Rotates the pairs `(head[i], head[i + half])`; `rotary`: `half` cosines, then `half` sines.
     fn rotate(head: &mut [f32], rotary: &[f32]) = rotate_body
 );
-dispatched!(
-    /// bfloat16, little-endian bytes, to f32.
-    fn unpack_bf16(bytes: &[u8], out: &mut [f32]) = unpack_bf16_body
-);
-
 /// Sixteen partial sums. The compiler vectorises plain loops over arrays along the wrong axis as soon as
 /// several tiles are in flight (seen in a prefill of the 2B shape: gathers into xmm registers), so the registers are named.
 ///
@@ -72,8 +59,6 @@ dispatched!(
 trait Lanes: Copy {
     fn zero() -> Self;
     fn load(values: &[f32; LANES]) -> Self;
-    /// From sixteen little-endian bfloat16.
-    fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self;
     fn splat(value: f32) -> Self;
     /// `self + a * b`: rounded once where there are fused instructions, twice in the portable code.
     fn add_product(self, a: Self, b: Self) -> Self;
@@ -94,10 +79,6 @@ impl Lanes for Portable {
         Self(*values)
     }
 
-    #[inline(always)]
-    fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self {
-        Self(std::array::from_fn(|lane| from_bf16(bytes[lane])))
-    }
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -136,19 +117,6 @@ mod x86 {
             unsafe { Self(_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) }
         }
 
-        #[inline(always)]
-        fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self {
-            let halves: *const __m128i = bytes.as_ptr().cast();
-            // SAFETY: 16 values of 2 bytes lie there; AVX2 by the invariant of `Lanes`.
-            unsafe {
-                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves));
-                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves.add(1)));
-                Self(
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-                )
-            }
-        }
 
         #[inline(always)]
         fn splat(value: f32) -> Self {
@@ -192,14 +160,6 @@ mod x86 {
             Self(unsafe { _mm512_loadu_ps(values.as_ptr()) })
         }
 
-        #[inline(always)]
-        fn load_bf16(bytes: &[[u8; 2]; LANES]) -> Self {
-            // SAFETY: 16 values of 2 bytes lie there; AVX-512F by the invariant of `Lanes`.
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-            }
-        }
 
         #[inline(always)]
         fn splat(value: f32) -> Self {
@@ -237,135 +197,6 @@ fn reduce(mut lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     lanes[0]
-}
-
-/// The last values of a row, fewer than 16, followed by zeros.
-#[inline(always)]
-fn padded(rest: &[f32]) -> [f32; LANES] {
-    let mut lanes = [0.0; LANES];
-    lanes[..rest.len()].copy_from_slice(rest);
-    lanes
-}
-
-/// For each pair of rows: lane `l` sums the products at `k ≡ l (mod 16)` in ascending order, then the lanes
-/// are summed in halves. MR x NR pairs at a time so that a loaded vector is used MR or NR times; pairs that
-/// fill no tile are done one by one, in the same order.
-#[inline(always)]
-fn dots_body<V: Lanes, const MR: usize, const NR: usize>(
-    x: &[f32],
-    w: &[f32],
-    k: usize,
-    out: &mut [f32],
-    out_stride: usize,
-) {
-    let (x_rows, w_rows) = (x.len() / k, w.len() / k);
-    let mut m = 0;
-    while m < x_rows {
-        let mr = if m + MR <= x_rows { MR } else { 1 };
-        let mut n = 0;
-        while n < w_rows {
-            let nr = if n + NR <= w_rows { NR } else { 1 };
-            let (x, w) = (&x[m * k..][..mr * k], &w[n * k..][..nr * k]);
-            let out = &mut out[m * out_stride + n..];
-            if mr == MR && nr == NR {
-                dot_tile::<V, MR, NR>(x, w, k, out, out_stride);
-            } else if nr == NR {
-                dot_tile::<V, 1, NR>(x, w, k, out, out_stride);
-            } else if mr == MR {
-                dot_tile::<V, MR, 1>(x, w, k, out, out_stride);
-            } else {
-                dot_tile::<V, 1, 1>(x, w, k, out, out_stride);
-            }
-            n += nr;
-        }
-        m += mr;
-    }
-}
-
-#[inline(always)]
-fn dot_tile<V: Lanes, const MR: usize, const NR: usize>(
-    x: &[f32],
-    w: &[f32],
-    k: usize,
-    out: &mut [f32],
-    out_stride: usize,
-) {
-    let mut acc = [[V::zero(); NR]; MR];
-    let whole = k / LANES;
-    let x: [(&[[f32; LANES]], &[f32]); MR] = std::array::from_fn(|m| x[m * k..][..k].as_chunks());
-    let w: [(&[[f32; LANES]], &[f32]); NR] = std::array::from_fn(|n| w[n * k..][..k].as_chunks());
-    let x_whole: [&[[f32; LANES]]; MR] = std::array::from_fn(|m| &x[m].0[..whole]);
-    let w_whole: [&[[f32; LANES]]; NR] = std::array::from_fn(|n| &w[n].0[..whole]);
-    for at in 0..whole {
-        let wv: [V; NR] = std::array::from_fn(|n| V::load(&w_whole[n][at]));
-        for m in 0..MR {
-            let xv = V::load(&x_whole[m][at]);
-            for n in 0..NR {
-                acc[m][n] = acc[m][n].add_product(xv, wv[n]);
-            }
-        }
-    }
-    if whole * LANES < k {
-        let wv: [V; NR] = std::array::from_fn(|n| V::load(&padded(w[n].1)));
-        for m in 0..MR {
-            let xv = V::load(&padded(x[m].1));
-            for n in 0..NR {
-                acc[m][n] = acc[m][n].add_product(xv, wv[n]);
-            }
-        }
-    }
-    for m in 0..MR {
-        for n in 0..NR {
-            out[m * out_stride + n] = reduce(acc[m][n].values());
-        }
-    }
-}
-
-#[inline(always)]
-fn dots_bf16_body<V: Lanes>(x: &[f32], w: &[u8], k: usize, out: &mut [f32], out_stride: usize) {
-    for (m, x) in x.chunks_exact(k).enumerate() {
-        let out = &mut out[m * out_stride..];
-        let w = w.as_chunks::<2>().0;
-        let rows = w.len() / k;
-        let mut n = 0;
-        while n + 4 <= rows {
-            dot_bf16_tile::<V, 4>(x, &w[n * k..], k, &mut out[n..]);
-            n += 4;
-        }
-        while n < rows {
-            dot_bf16_tile::<V, 1>(x, &w[n * k..], k, &mut out[n..]);
-            n += 1;
-        }
-    }
-}
-
-#[inline(always)]
-fn dot_bf16_tile<V: Lanes, const NR: usize>(x: &[f32], w: &[[u8; 2]], k: usize, out: &mut [f32]) {
-    let mut acc = [V::zero(); NR];
-    let whole = k / LANES;
-    let (x_whole, x_rest) = x[..k].as_chunks::<LANES>();
-    let x_whole = &x_whole[..whole];
-    let w: [&[[u8; 2]]; NR] = std::array::from_fn(|n| &w[n * k..][..k]);
-    let w_whole: [&[[[u8; 2]; LANES]]; NR] = std::array::from_fn(|n| &w[n].as_chunks().0[..whole]);
-    for at in 0..whole {
-        let xv = V::load(&x_whole[at]);
-        for n in 0..NR {
-            acc[n] = acc[n].add_product(xv, V::load_bf16(&w_whole[n][at]));
-        }
-    }
-    if whole * LANES < k {
-        let xv = V::load(&padded(x_rest));
-        for n in 0..NR {
-            let mut rest = [0.0; LANES];
-            for (lane, pair) in w[n][whole * LANES..].iter().enumerate() {
-                rest[lane] = from_bf16(*pair);
-            }
-            acc[n] = acc[n].add_product(xv, V::load(&rest));
-        }
-    }
-    for n in 0..NR {
-        out[n] = reduce(acc[n].values());
-    }
 }
 
 /// A score is summed over the head's dimensions in ascending order, one rounding each.
@@ -553,6 +384,30 @@ fn swiglu_body(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
+fn finish_body(y: &mut [f32], products: &[f32], bias: Option<&[f32]>, add: bool) {
+    let count = y.len();
+    let products = &products[..count];
+    match (bias.map(|bias| &bias[..count]), add) {
+        (None, false) => y.copy_from_slice(products),
+        (None, true) => {
+            for i in 0..count {
+                y[i] += products[i];
+            }
+        }
+        (Some(bias), false) => {
+            for i in 0..count {
+                y[i] = products[i] + bias[i];
+            }
+        }
+        (Some(bias), true) => {
+            for i in 0..count {
+                y[i] += products[i] + bias[i];
+            }
+        }
+    }
+}
+
+#[inline(always)]
 fn rotate_body(head: &mut [f32], rotary: &[f32]) {
     let half = head.len() / 2;
     let (first, second) = head.split_at_mut(half);
@@ -563,20 +418,6 @@ fn rotate_body(head: &mut [f32], rotary: &[f32]) {
         first[i] = a * cos[i] - b * sin[i];
         second[i] = b * cos[i] + a * sin[i];
     }
-}
-
-#[inline(always)]
-fn unpack_bf16_body(bytes: &[u8], out: &mut [f32]) {
-    let count = out.len();
-    let pairs = &bytes.as_chunks::<2>().0[..count];
-    for i in 0..count {
-        out[i] = from_bf16(pairs[i]);
-    }
-}
-
-#[inline(always)]
-fn from_bf16(bytes: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
 /// `e^x`, relative error below 3e-7; 0 below -87.3, infinity above 88.7, NaN stays NaN.
@@ -612,6 +453,7 @@ fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Isa;
     use super::*;
 
     /// Values without pattern in [-1, 1), the same on every machine.
@@ -637,78 +479,6 @@ mod tests {
             assert_eq!(bits(&got), bits(&expected), "{what} at level {}", isa.name());
         }
         expected
-    }
-
-    #[test]
-    fn dots_equal_the_sum_in_f64_at_every_size_and_level() {
-        for k in SIZES {
-            for rows in [1, 3, 4, 9] {
-                for out_rows in [1, 3, 4, 8] {
-                    let (x, w) = (noise(rows * k, 1), noise(out_rows * k, 2));
-                    let got = same_at_every_level("dots", |isa| {
-                        let mut out = vec![f32::NAN; rows * 8];
-                        dots(isa, &x, &w, k, &mut out, 8);
-                        out
-                    });
-                    for m in 0..rows {
-                        for n in 0..8 {
-                            let got = got[m * 8 + n];
-                            if n >= out_rows {
-                                assert!(got.is_nan(), "wrote outside its rows");
-                                continue;
-                            }
-                            let expected: f64 =
-                                (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
-                            assert!(
-                                (f64::from(got) - expected).abs() < 1e-5,
-                                "k {k} [{m}, {n}]: {got} {expected}"
-                            );
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn converted_on_the_way_or_before_the_dots_are_the_same() {
-        for k in SIZES {
-            for out_rows in [1, 3, 4, 8] {
-                let x = noise(3 * k, 8);
-                let w: Vec<u8> = noise(out_rows * k, 9)
-                    .iter()
-                    .flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes())
-                    .collect();
-                let on_the_way = same_at_every_level("dots_bf16", |isa| {
-                    let mut out = vec![0.0; 3 * 8];
-                    dots_bf16(isa, &x, &w, k, &mut out, 8);
-                    out
-                });
-                let before = same_at_every_level("unpack_bf16, dots", |isa| {
-                    let (mut unpacked, mut out) = (vec![0.0; out_rows * k], vec![0.0; 3 * 8]);
-                    unpack_bf16(isa, &w, &mut unpacked);
-                    dots(isa, &x, &unpacked, k, &mut out, 8);
-                    out
-                });
-                assert_eq!(on_the_way, before, "k {k}, {out_rows} rows");
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_has_the_same_dots_alone_and_among_others() {
-        for k in SIZES {
-            let (x, w) = (noise(7 * k, 3), noise(8 * k, 4));
-            for isa in Isa::available() {
-                let mut together = vec![0.0; 7 * 8];
-                dots(isa, &x, &w, k, &mut together, 8);
-                for m in 0..7 {
-                    let mut alone = vec![0.0; 8];
-                    dots(isa, &x[m * k..][..k], &w, k, &mut alone, 8);
-                    assert_eq!(alone, together[m * 8..][..8], "k {k}, row {m}, level {}", isa.name());
-                }
-            }
-        }
     }
 
     #[test]

@@ -1,64 +1,53 @@
-//! Weight matrices as they lie in the checkpoint, and the product with them.
-//!
-//! A panel of eight output columns is unpacked to f32 in the cache and multiplied with all rows of the
-//! input, so bf16, f16 and f32 weights, and both layouts, share one kernel and one order of accumulation.
+//! Weight matrices as the CPU backend holds them: where they lie in the checkpoint, or packed.
+
+use std::ops::Range;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
+use super::dots::{self, Weights};
 use super::isa::Isa;
-use super::kernels;
-use crate::backend::{Layout, Mat};
+use crate::backend::{Layout, WeightPart};
 use crate::checkpoint::{Dtype, TensorView};
 
-/// Output columns unpacked at a time: with an input width of 6,144 that is 192 KiB, within a second-level
-/// cache of 256 KiB.
-pub(super) const PANEL: usize = 8;
-
-/// Up to so many rows of input, weights are converted in registers instead of in the cache.
-const FEW_ROWS: usize = 2;
-
-/// A weight matrix `[rows (out), cols (in)]`: views into the checkpoint, stacked.
+/// A weight matrix `[rows (out), cols (in)]`: segments stacked along the outputs.
 #[derive(Debug)]
 pub struct CpuMatrix {
-    parts: Vec<Part>,
-    rows: usize,
+    segments: Vec<Segment>,
+    /// Where the segments end.
+    borders: Vec<usize>,
     cols: usize,
 }
 
+/// Some outputs of one kind.
 #[derive(Debug)]
-struct Part {
-    view: TensorView,
+pub(super) enum Segment {
+    /// In the checkpoint.
+    Stored(Stored),
+}
+
+/// Outputs read from the checkpoint's own bytes, a memory map usually.
+#[derive(Debug)]
+pub(super) struct Stored {
+    tensor: TensorView,
     layout: Layout,
-    first_row: usize,
-    rows: usize,
+    /// The first of the tensor's outputs that is meant.
+    first: usize,
 }
 
 impl CpuMatrix {
-    pub(super) fn new(parts: &[TensorView], layout: Layout) -> Self {
+    pub(super) fn new(segments: Vec<(Segment, usize)>, cols: usize) -> Self {
+        let mut borders = Vec::with_capacity(segments.len());
         let mut rows = 0;
-        let mut cols = 0;
-        let parts = parts
-            .iter()
-            .map(|view| {
-                let (first, rest) = (view.shape()[0], view.shape()[1..].iter().product());
-                let (part_rows, part_cols) = match layout {
-                    Layout::OutIn => (first, rest),
-                    Layout::InOut => (rest, first),
-                };
-                assert!(rows == 0 || cols == part_cols, "stacked matrices have the same input width");
-                let part = Part { view: view.clone(), layout, first_row: rows, rows: part_rows };
-                rows += part_rows;
-                cols = part_cols;
-                part
-            })
-            .collect();
-        Self { parts, rows, cols }
+        for (_, outputs) in &segments {
+            rows += outputs;
+            borders.push(rows);
+        }
+        Self { segments: segments.into_iter().map(|(segment, _)| segment).collect(), borders, cols }
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.borders.last().copied().unwrap_or(0)
     }
 
     /// Inputs.
@@ -66,54 +55,75 @@ impl CpuMatrix {
         self.cols
     }
 
-    /// The stored bytes of `count` rows from `first` on, if they lie together as bfloat16.
-    fn bf16_rows(&self, first: usize, count: usize) -> Option<&[u8]> {
-        let part = &self.parts[self.parts.partition_point(|part| part.first_row + part.rows <= first)];
-        let row = first - part.first_row;
-        let is_plain = part.layout == Layout::OutIn && part.view.dtype() == Dtype::Bf16;
-        (is_plain && row + count <= part.rows)
-            .then(|| &part.view.bytes()[2 * row * self.cols..][..2 * count * self.cols])
+    /// Where the segments end.
+    pub(super) fn borders(&self) -> &[usize] {
+        &self.borders
     }
 
-    /// Rows from `first` on as f32 into `out`, `[count, cols]`.
-    pub(super) fn unpack_rows(&self, isa: Isa, first: usize, out: &mut [f32]) {
-        let (mut row, mut out) = (first, out);
-        while !out.is_empty() {
-            let part = &self.parts[self.parts.partition_point(|part| part.first_row + part.rows <= row)];
-            let count = (part.first_row + part.rows - row).min(out.len() / self.cols);
-            let (these, rest) = out.split_at_mut(count * self.cols);
-            part.unpack(isa, row - part.first_row, self.cols, these);
-            (row, out) = (row + count, rest);
+    /// Segment `index`, and some of the matrix' outputs counted from its first.
+    pub(super) fn segment(&self, index: usize, outputs: Range<usize>) -> (&Segment, Range<usize>) {
+        let start = index.checked_sub(1).map_or(0, |before| self.borders[before]);
+        (&self.segments[index], outputs.start - start..outputs.end - start)
+    }
+
+    /// One row as f32.
+    pub(super) fn unpack_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        let index = self.borders.partition_point(|&end| end <= row);
+        let (segment, outputs) = self.segment(index, row..row + 1);
+        match segment {
+            Segment::Stored(stored) => stored.unpack(isa, outputs, 0..self.cols, self.cols, out),
         }
     }
 }
 
-impl Part {
-    /// Rows from `first` of this part on.
-    fn unpack(&self, isa: Isa, first: usize, cols: usize, out: &mut [f32]) {
-        let dtype = self.view.dtype();
-        let size = dtype.bytes();
-        match self.layout {
-            Layout::OutIn => {
-                let bytes = &self.view.bytes()[first * cols * size..][..out.len() * size];
-                match dtype {
-                    Dtype::Bf16 => kernels::unpack_bf16(isa, bytes, out),
-                    Dtype::F16 | Dtype::F32 => {
-                        for (index, out) in out.iter_mut().enumerate() {
-                            *out = value(dtype, bytes, index);
-                        }
-                    }
-                }
-            }
-            // The values of one input lie together: each cache line is read once for all rows of a panel.
-            Layout::InOut => {
-                let bytes = self.view.bytes();
-                let count = out.len() / cols;
-                for k in 0..cols {
-                    for offset in 0..count {
-                        out[offset * cols + k] = value(dtype, bytes, k * self.rows + first + offset);
-                    }
-                }
+impl Stored {
+    pub(super) fn new(part: &WeightPart) -> Self {
+        Self { tensor: part.tensor.clone(), layout: part.layout, first: part.outputs.start }
+    }
+
+    /// The stored bytes of some rows, if rows are what is stored.
+    pub(super) fn in_place(&self, rows: Range<usize>, cols: usize) -> Option<Weights<'_>> {
+        if self.layout == Layout::InOut {
+            return None;
+        }
+        let dtype = self.tensor.dtype();
+        let row_bytes = cols * dtype.bytes();
+        let bytes = &self.tensor.bytes()[(self.first + rows.start) * row_bytes..][..rows.len() * row_bytes];
+        Some(match dtype {
+            Dtype::F32 => Weights::F32Bytes(bytes),
+            Dtype::Bf16 => Weights::Bf16(bytes),
+            Dtype::F16 => Weights::F16(bytes),
+        })
+    }
+
+    /// Some inputs of some rows as f32, `[rows][inputs]`.
+    pub(super) fn unpack(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        inputs: Range<usize>,
+        cols: usize,
+        out: &mut [f32],
+    ) {
+        let width = inputs.len();
+        if let Some(weights) = self.in_place(rows.clone(), cols) {
+            let size = self.tensor.dtype().bytes();
+            let weights = match weights {
+                Weights::F32(values) => Weights::F32(&values[inputs.start..]),
+                Weights::F32Bytes(bytes) => Weights::F32Bytes(&bytes[inputs.start * size..]),
+                Weights::Bf16(bytes) => Weights::Bf16(&bytes[inputs.start * size..]),
+                Weights::F16(bytes) => Weights::F16(&bytes[inputs.start * size..]),
+            };
+            dots::unpack(isa, weights, cols, width, &mut out[..rows.len() * width]);
+            return;
+        }
+        // The values of one input lie together: each cache line is read once for all rows.
+        let (dtype, bytes) = (self.tensor.dtype(), self.tensor.bytes());
+        let outputs = self.tensor.shape()[1];
+        for (column, input) in inputs.enumerate() {
+            for row in rows.clone() {
+                out[(row - rows.start) * width + column] =
+                    value(dtype, bytes, input * outputs + self.first + row);
             }
         }
     }
@@ -127,27 +137,4 @@ fn value(dtype: Dtype, bytes: &[u8], index: usize) -> f32 {
         Dtype::F16 => f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
         Dtype::F32 => f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]),
     }
-}
-
-/// `x Wᵀ` by panels: `[panel][row of x][PANEL]`, the last panel padded. Runs on the current pool.
-pub(super) fn panels(isa: Isa, weight: &CpuMatrix, x: &Mat) -> Vec<f32> {
-    let panel_count = weight.rows.div_ceil(PANEL);
-    let mut products = vec![0.0f32; panel_count * x.rows * PANEL];
-    products.par_chunks_mut(x.rows * PANEL).enumerate().for_each_init(
-        Vec::new,
-        |unpacked, (panel_index, out)| {
-            let first = panel_index * PANEL;
-            let count = PANEL.min(weight.rows - first);
-            if x.rows <= FEW_ROWS
-                && let Some(bytes) = weight.bf16_rows(first, count)
-            {
-                kernels::dots_bf16(isa, &x.values, bytes, weight.cols, out, PANEL);
-                return;
-            }
-            unpacked.resize(PANEL * weight.cols, 0.0);
-            weight.unpack_rows(isa, first, &mut unpacked[..count * weight.cols]);
-            kernels::dots(isa, &x.values, &unpacked[..count * weight.cols], weight.cols, out, PANEL);
-        },
-    );
-    products
 }

@@ -1,0 +1,144 @@
+//! Blocks of one matrix written by several threads at once.
+
+#![expect(unsafe_code, reason = "blocks of columns of a row-major matrix are not contiguous, so no slice can be split into them")]
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::backend::Mat;
+
+/// A matrix cut into blocks of at most so many rows and columns; a block never crosses a border.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiling<'a> {
+    /// Rows of the matrix.
+    pub(super) rows: usize,
+    /// Where runs of columns end, ascending; the last is the width of the matrix.
+    pub(super) borders: &'a [usize],
+    /// Most rows of a block.
+    pub(super) row_block: usize,
+    /// Most columns of a block.
+    pub(super) col_block: usize,
+}
+
+impl Tiling<'_> {
+    /// How many blocks there are.
+    fn len(&self) -> usize {
+        let mut start = 0;
+        let mut columns = 0;
+        for &end in self.borders {
+            columns += (end - start).div_ceil(self.col_block);
+            start = end;
+        }
+        columns * self.rows.div_ceil(self.row_block)
+    }
+
+    /// Block `index`: blocks of the same columns follow each other, so that their weights are read once.
+    fn get(&self, index: usize) -> Place {
+        let row_blocks = self.rows.div_ceil(self.row_block);
+        let first_row = index % row_blocks * self.row_block;
+        let mut column_block = index / row_blocks;
+        let mut start = 0;
+        for (run, &end) in self.borders.iter().enumerate() {
+            let blocks = (end - start).div_ceil(self.col_block);
+            if column_block < blocks {
+                let first = start + column_block * self.col_block;
+                return Place {
+                    run,
+                    rows: first_row..(first_row + self.row_block).min(self.rows),
+                    columns: first..(first + self.col_block).min(end),
+                };
+            }
+            column_block -= blocks;
+            start = end;
+        }
+        unreachable!("block {index} of {}", self.len())
+    }
+}
+
+/// Where a block lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Between which borders.
+    pub(super) run: usize,
+    /// Its rows.
+    pub(super) rows: Range<usize>,
+    /// Its columns.
+    pub(super) columns: Range<usize>,
+}
+
+/// A block of a matrix.
+pub(super) struct Block<'a> {
+    first: *mut f32,
+    stride: usize,
+    /// Where it lies.
+    pub(super) place: Place,
+    matrix: PhantomData<&'a mut [f32]>,
+}
+
+impl Block<'_> {
+    /// Row `index` of the block, counted from its first.
+    pub(super) fn row(&mut self, index: usize) -> &mut [f32] {
+        assert!(index < self.place.rows.len(), "row {index} of a block of {}", self.place.rows.len());
+        // SAFETY: the row lies inside the matrix, and no other block has these columns of it.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(index * self.stride), self.place.columns.len()) }
+    }
+}
+
+/// A pointer that may go to another thread.
+struct Shared(*mut f32);
+
+// SAFETY: each thread makes blocks of it that no other thread has.
+unsafe impl Sync for Shared {}
+
+/// Runs `f` on every block of `y`; on the current pool's threads if `parallel`.
+pub(super) fn for_each_block(y: &mut Mat, tiling: Tiling<'_>, parallel: bool, f: impl Fn(Block<'_>) + Sync) {
+    assert_eq!(Some(&y.cols), tiling.borders.last(), "the borders end with the matrix");
+    assert_eq!(y.rows, tiling.rows);
+    assert!(tiling.borders.is_sorted());
+    assert_eq!(y.values.len(), y.rows * y.cols);
+    let stride = y.cols;
+    let base = Shared(y.values.as_mut_ptr());
+    let run = |index: usize| {
+        let base = &base;
+        let place = tiling.get(index);
+        // SAFETY: the place lies inside the matrix: its rows end at `rows` and its columns at a border.
+        let first = unsafe { base.0.add(place.rows.start * stride + place.columns.start) };
+        f(Block { first, stride, place, matrix: PhantomData });
+    };
+    if parallel {
+        (0..tiling.len()).into_par_iter().for_each(run);
+    } else {
+        (0..tiling.len()).for_each(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_in_one_block_and_no_block_crosses_a_border() {
+        for (rows, borders) in [(1, vec![5]), (7, vec![4, 4, 9, 20]), (3, vec![1, 2, 3]), (8, vec![16])] {
+            let width = *borders.last().unwrap();
+            for (row_block, col_block) in [(1, 1), (2, 4), (100, 100), (3, 5)] {
+                let mut y = Mat::zeros(rows, width);
+                let tiling = Tiling { rows, borders: &borders, row_block, col_block };
+                for_each_block(&mut y, tiling, true, |mut block| {
+                    let Range { start, end } = block.place.columns;
+                    assert!(borders.iter().all(|border| !(start + 1..end).contains(border)));
+                    for row in 0..block.place.rows.len() {
+                        for (offset, value) in block.row(row).iter_mut().enumerate() {
+                            *value += 1.0 + offset as f32 + start as f32;
+                        }
+                    }
+                });
+                for row in 0..rows {
+                    let expected: Vec<f32> = (1..=width).map(|column| column as f32).collect();
+                    assert_eq!(y.row(row), expected);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,648 @@
+//! Dot products of rows of activations with rows of weights as the checkpoint stores them.
+//!
+//! Both lie with their inputs side by side, so a row of weights is read in place, whatever its float type,
+//! and the vector lanes run along the inputs. For one pair of rows, lane `l` sums the products at
+//! `k ≡ l (mod lanes)` in ascending order and the lanes are summed in one fixed tree, for each [`CHUNK`] of
+//! the inputs; the chunks' sums are added in ascending order. It is the same however many rows are multiplied
+//! at once, and whether a row is multiplied whole or chunk by chunk.
+
+#![expect(unsafe_code, reason = "vector loads by pointer: the bounds are asserted once for a whole block of rows")]
+
+use super::isa::dispatched;
+
+/// Inputs that are summed before the lanes are: with 4 rows of weights and 6 of activations, a tile's
+/// operands take 20 KiB, within a first-level cache of 32 KiB. Longer rows are cut at multiples of it.
+pub(super) const CHUNK: usize = 512;
+
+/// Rows of weights in a register tile.
+const TILE_ROWS: usize = 4;
+
+/// The values of some rows of weights.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Weights<'a> {
+    /// Already unpacked.
+    F32(&'a [f32]),
+    /// Little-endian bytes of f32.
+    F32Bytes(&'a [u8]),
+    /// Little-endian bytes of bfloat16.
+    Bf16(&'a [u8]),
+    /// Little-endian bytes of IEEE half precision.
+    F16(&'a [u8]),
+}
+
+impl Weights<'_> {
+    fn values(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F32Bytes(bytes) => bytes.len() / 4,
+            Self::Bf16(bytes) | Self::F16(bytes) => bytes.len() / 2,
+        }
+    }
+}
+
+/// `out[m * out_stride + n] (+)= x[m * x_stride..][..k] · w[n * w_stride..][..k]`.
+pub(super) struct Dots<'a> {
+    /// Activations.
+    pub(super) x: &'a [f32],
+    /// How many rows of them.
+    pub(super) x_rows: usize,
+    /// Values from one row to the next.
+    pub(super) x_stride: usize,
+    /// Weights.
+    pub(super) w: Weights<'a>,
+    /// How many rows of them.
+    pub(super) w_rows: usize,
+    /// Values from one row to the next.
+    pub(super) w_stride: usize,
+    /// Values of a row to multiply.
+    pub(super) k: usize,
+    /// Results.
+    pub(super) out: &'a mut [f32],
+    /// Values from one row of results to the next.
+    pub(super) out_stride: usize,
+    /// Whether results are added to what is there: the sums of the chunks before.
+    pub(super) add: bool,
+}
+
+dispatched!(
+    /// Computes the products.
+    fn dots(job: &mut Dots<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
+);
+dispatched!(
+    /// `w_rows` rows of `k` values as f32, one after the other.
+    fn unpack(w: Weights<'_>, w_stride: usize, k: usize, out: &mut [f32])
+        = unpack_rows::<Portable>, unpack_rows::<Avx2>, unpack_rows::<Avx512>
+);
+
+/// Some lanes of f32.
+///
+/// Invariant: implementations with intrinsics are only used by bodies that `dispatched!` compiles for their
+/// instruction set. Pointers must be readable for as many values as there are lanes.
+trait Vector: Copy {
+    const LANES: usize;
+    /// Rows of activations in a register tile: with 4 rows of weights it fills the registers.
+    const ROWS: usize;
+    unsafe fn zero() -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_bf16(from: *const u8) -> Self;
+    unsafe fn load_f16(from: *const u8) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// `self + a * b`: rounded once where there are fused instructions, twice in the portable code.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    /// The sum of the lanes of each, in one fixed tree.
+    unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS];
+}
+
+#[derive(Clone, Copy)]
+struct Portable([f32; 8]);
+
+impl Vector for Portable {
+    const LANES: usize = 8;
+    const ROWS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: 8 values can be read there, by the invariant of `Vector`.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> Self {
+        // SAFETY: 8 values of 2 bytes can be read there, by the invariant of `Vector`.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 8]>().read_unaligned() };
+        let mut values = [0.0; 8];
+        for lane in 0..8 {
+            values[lane] = f32::from_bits(u32::from(u16::from_le_bytes(bytes[lane])) << 16);
+        }
+        Self(values)
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> Self {
+        // SAFETY: 8 values of 2 bytes can be read there, by the invariant of `Vector`.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 8]>().read_unaligned() };
+        let mut values = [0.0; 8];
+        for lane in 0..8 {
+            values[lane] = half::f16::from_le_bytes(bytes[lane]).to_f32();
+        }
+        Self(values)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: 8 values can be written there, by the invariant of `Vector`.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        let mut sum = self.0;
+        for lane in 0..8 {
+            sum[lane] += a.0[lane] * b.0[lane];
+        }
+        Self(sum)
+    }
+
+    #[inline(always)]
+    unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS] {
+        let mut sums = [0.0; TILE_ROWS];
+        for n in 0..TILE_ROWS {
+            let v = four[n].0;
+            let half = [v[0] + v[4], v[1] + v[5], v[2] + v[6], v[3] + v[7]];
+            sums[n] = (half[0] + half[2]) + (half[1] + half[3]);
+        }
+        sums
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{TILE_ROWS, Vector};
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(__m256);
+
+    impl Vector for Avx2 {
+        const LANES: usize = 8;
+        const ROWS: usize = 3;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: AVX2, by the invariant of `Vector`; so in all methods here.
+            Self(unsafe { _mm256_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: 8 values can be read there, by the invariant of `Vector`.
+            Self(unsafe { _mm256_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u8) -> Self {
+            // SAFETY: 8 values of 2 bytes can be read there, by the invariant of `Vector`.
+            unsafe {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: 8 values of 2 bytes can be read there, by the invariant of `Vector`.
+            Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: 8 values can be written there, by the invariant of `Vector`.
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: FMA, by the invariant of `Vector`.
+            Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS] {
+            let [a, b, c, d] = four;
+            // SAFETY: AVX2, by the invariant of `Vector`; four values are stored in an array of four.
+            unsafe {
+                let ab = _mm256_add_ps(_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+                let cd = _mm256_add_ps(_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+                let low = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd)));
+                let high = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd)));
+                let sum = _mm256_add_ps(low, high);
+                let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+                let mut sums = [0.0; TILE_ROWS];
+                _mm_storeu_ps(sums.as_mut_ptr(), sum);
+                sums
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512(__m512);
+
+    impl Vector for Avx512 {
+        const LANES: usize = 16;
+        const ROWS: usize = 6;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: AVX-512F, by the invariant of `Vector`; so in all methods here.
+            Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: 16 values can be read there, by the invariant of `Vector`.
+            Self(unsafe { _mm512_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u8) -> Self {
+            // SAFETY: 16 values of 2 bytes can be read there, by the invariant of `Vector`.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: 16 values of 2 bytes can be read there, by the invariant of `Vector`.
+            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: 16 values can be written there, by the invariant of `Vector`.
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: AVX-512F, by the invariant of `Vector`.
+            Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS] {
+            let [a, b, c, d] = four;
+            // SAFETY: AVX-512F, by the invariant of `Vector`; four values are stored in an array of four.
+            unsafe {
+                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
+                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c.0, d.0), _mm512_unpackhi_ps(c.0, d.0));
+                let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+                let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+                let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+                let sum = _mm512_add_ps(low, high);
+                let sum = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
+                let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+                let mut sums = [0.0; TILE_ROWS];
+                _mm_storeu_ps(sums.as_mut_ptr(), sum);
+                sums
+            }
+        }
+    }
+
+    /// Asks for the cache line at an address that need not exist.
+    #[inline(always)]
+    pub(super) fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::{Avx2, Avx512, prefetch};
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch(_: *const u8) {}
+
+/// How values of weights are read.
+trait Element {
+    const BYTES: usize;
+    /// `V::LANES` values, all readable.
+    unsafe fn load<V: Vector>(from: *const u8) -> V;
+}
+
+struct F32;
+struct Bf16;
+struct F16;
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8) -> V {
+        // SAFETY: the caller's. Loads need no alignment.
+        unsafe { V::load(from.cast()) }
+    }
+}
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_bf16(from) }
+    }
+}
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_f16(from) }
+    }
+}
+
+#[inline(always)]
+fn run<V: Vector>(job: &mut Dots<'_>) {
+    if job.x_rows == 0 || job.w_rows == 0 {
+        return;
+    }
+    assert!((job.x_rows - 1) * job.x_stride + job.k <= job.x.len(), "dots: activations");
+    assert!((job.w_rows - 1) * job.w_stride + job.k <= job.w.values(), "dots: weights");
+    assert!((job.x_rows - 1) * job.out_stride + job.w_rows <= job.out.len(), "dots: results");
+    // SAFETY: all rows of all three lie inside their slices, as was just asserted.
+    unsafe {
+        match job.w {
+            Weights::F32(values) => run_rows::<V, F32>(job, values.as_ptr().cast()),
+            Weights::F32Bytes(bytes) => run_rows::<V, F32>(job, bytes.as_ptr()),
+            Weights::Bf16(bytes) => run_rows::<V, Bf16>(job, bytes.as_ptr()),
+            Weights::F16(bytes) => run_rows::<V, F16>(job, bytes.as_ptr()),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
+    let mut m = 0;
+    while m < job.x_rows {
+        let rows = (job.x_rows - m).min(V::ROWS);
+        let mut n = 0;
+        while n < job.w_rows {
+            // SAFETY: the caller's; rows from `m` and `n` on exist.
+            unsafe {
+                match rows {
+                    1 => tile::<V, E, 1>(job, w, m, n),
+                    2 => tile::<V, E, 2>(job, w, m, n),
+                    3 => tile::<V, E, 3>(job, w, m, n),
+                    4 => tile::<V, E, 4>(job, w, m, n),
+                    5 => tile::<V, E, 5>(job, w, m, n),
+                    _ => tile::<V, E, 6>(job, w, m, n),
+                }
+            }
+            n += TILE_ROWS;
+        }
+        m += rows;
+    }
+}
+
+/// `MR` rows of activations with up to four rows of weights; where there are fewer, the last one stands in
+/// for the absent ones and their results are not kept.
+#[inline(always)]
+unsafe fn tile<V: Vector, E: Element, const MR: usize>(
+    job: &mut Dots<'_>,
+    w: *const u8,
+    m: usize,
+    n: usize,
+) {
+    let count = (job.w_rows - n).min(TILE_ROWS);
+    // SAFETY: rows `m..m + MR` of `x` and `n..n + count` of `w` hold `k` values each, and all their results
+    // have a place, by `run`'s assertions.
+    unsafe {
+        let mut x = [std::ptr::null(); MR];
+        for i in 0..MR {
+            x[i] = job.x.as_ptr().add((m + i) * job.x_stride);
+        }
+        let mut rows = [std::ptr::null(); TILE_ROWS];
+        for i in 0..TILE_ROWS {
+            rows[i] = w.add((n + if i < count { i } else { count - 1 }) * job.w_stride * E::BYTES);
+        }
+        // The rows of the next tile: they come straight from memory when there are few rows of activations,
+        // and the hardware's own prefetching stops at each page.
+        let ahead = TILE_ROWS * job.w_stride * E::BYTES;
+        let mut start = 0;
+        while start < job.k {
+            let end = (start + CHUNK).min(job.k);
+            let mut acc = [[V::zero(); TILE_ROWS]; MR];
+            let mut k = start;
+            while k + V::LANES <= end {
+                let mut xs = [V::zero(); MR];
+                for i in 0..MR {
+                    xs[i] = V::load(x[i].add(k));
+                }
+                for j in 0..TILE_ROWS {
+                    let at = rows[j].add(k * E::BYTES);
+                    if E::BYTES == 2 {
+                        prefetch(at.wrapping_add(ahead));
+                    }
+                    let value: V = E::load(at);
+                    for i in 0..MR {
+                        acc[i][j] = acc[i][j].add_product(xs[i], value);
+                    }
+                }
+                k += V::LANES;
+            }
+            if k < end {
+                for j in 0..TILE_ROWS {
+                    let value: V = partial::<V, E>(rows[j].add(k * E::BYTES), end - k);
+                    for i in 0..MR {
+                        let xs = partial::<V, F32>(x[i].add(k).cast(), end - k);
+                        acc[i][j] = acc[i][j].add_product(xs, value);
+                    }
+                }
+            }
+            for i in 0..MR {
+                let sums = V::sums(acc[i]);
+                let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
+                for j in 0..count {
+                    *out.add(j) = if job.add || start > 0 { *out.add(j) + sums[j] } else { sums[j] };
+                }
+            }
+            start = end;
+        }
+    }
+}
+
+/// `count` values, fewer than a vector holds, followed by zeros.
+#[inline(always)]
+unsafe fn partial<V: Vector, E: Element>(from: *const u8, count: usize) -> V {
+    let mut bytes = [0u8; 64];
+    // SAFETY: the caller's: `count` values can be read; 16 values of 4 bytes fill the array.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count * E::BYTES);
+        E::load(bytes.as_ptr())
+    }
+}
+
+#[inline(always)]
+fn unpack_rows<V: Vector>(w: Weights<'_>, w_stride: usize, k: usize, out: &mut [f32]) {
+    let rows = out.len() / k;
+    if rows == 0 {
+        return;
+    }
+    assert!((rows - 1) * w_stride + k <= w.values(), "unpack: weights");
+    // SAFETY: all rows lie inside the slice, as was just asserted, and `out` has room for all.
+    unsafe {
+        match w {
+            Weights::F32(values) => unpack_values::<V, F32>(values.as_ptr().cast(), w_stride, k, out),
+            Weights::F32Bytes(bytes) => unpack_values::<V, F32>(bytes.as_ptr(), w_stride, k, out),
+            Weights::Bf16(bytes) => unpack_values::<V, Bf16>(bytes.as_ptr(), w_stride, k, out),
+            Weights::F16(bytes) => unpack_values::<V, F16>(bytes.as_ptr(), w_stride, k, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn unpack_values<V: Vector, E: Element>(w: *const u8, w_stride: usize, k: usize, out: &mut [f32]) {
+    for row in 0..out.len() / k {
+        // SAFETY: the caller's.
+        unsafe {
+            let (from, to) = (w.add(row * w_stride * E::BYTES), out.as_mut_ptr().add(row * k));
+            let mut at = 0;
+            while at + V::LANES <= k {
+                E::load::<V>(from.add(at * E::BYTES)).store(to.add(at));
+                at += V::LANES;
+            }
+            if at < k {
+                let mut rest = [0.0f32; 16];
+                partial::<V, E>(from.add(at * E::BYTES), k - at).store(rest.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(rest.as_ptr(), to.add(at), k - at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Isa;
+    use super::*;
+
+    /// Values without pattern in [-1, 1), the same on every machine; exact in bfloat16.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as f32 / 128.0 - 1.0
+            })
+            .collect()
+    }
+
+    /// Edges of lanes, tiles and chunks.
+    const SIZES: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 33, 72, 511, 512, 513, 1_100];
+
+    fn bytes(w: &[f32], kind: usize) -> Vec<u8> {
+        match kind {
+            0 => w.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            1 => w.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            _ => w.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+
+    fn weights(bytes: &[u8], kind: usize) -> Weights<'_> {
+        match kind {
+            0 => Weights::F32Bytes(bytes),
+            1 => Weights::Bf16(bytes),
+            _ => Weights::F16(bytes),
+        }
+    }
+
+    /// Products of `rows` rows with `outputs` rows, results in rows of `outputs + 2` with guards behind.
+    fn products(isa: Isa, x: &[f32], rows: usize, w: Weights<'_>, outputs: usize, k: usize) -> Vec<f32> {
+        let mut out = vec![7.25; rows * (outputs + 2)];
+        let out_stride = outputs + 2;
+        let mut job = Dots {
+            x,
+            x_rows: rows,
+            x_stride: k,
+            w,
+            w_rows: outputs,
+            w_stride: k,
+            k,
+            out: &mut out,
+            out_stride,
+            add: false,
+        };
+        dots(isa, &mut job);
+        out
+    }
+
+    #[test]
+    fn products_equal_the_sum_in_f64_at_every_size_level_and_type() {
+        for k in SIZES {
+            for (rows, outputs) in [(1, 1), (1, 9), (2, 4), (3, 3), (7, 5), (13, 6)] {
+                let (x, w) = (noise(rows * k, 1), noise(outputs * k, 2));
+                for isa in Isa::available() {
+                    for kind in 0..3 {
+                        let stored = bytes(&w, kind);
+                        let got = products(isa, &x, rows, weights(&stored, kind), outputs, k);
+                        for m in 0..rows {
+                            for n in 0..outputs + 2 {
+                                let got = got[m * (outputs + 2) + n];
+                                if n >= outputs {
+                                    assert_eq!(got, 7.25, "wrote outside its columns");
+                                    continue;
+                                }
+                                let expected: f64 =
+                                    (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
+                                assert!(
+                                    (f64::from(got) - expected).abs() < 1e-4,
+                                    "k {k} [{m}, {n}] at {}: {got} {expected}",
+                                    isa.name()
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others_in_place_and_unpacked() {
+        for k in SIZES {
+            let (rows, outputs) = (17, 11);
+            let (x, w) = (noise(rows * k, 3), noise(outputs * k, 4));
+            for isa in Isa::available() {
+                let mut expected = Vec::new();
+                for kind in 0..3 {
+                    let stored = bytes(&w, kind);
+                    let together = products(isa, &x, rows, weights(&stored, kind), outputs, k);
+                    for m in 0..rows {
+                        let alone = products(isa, &x[m * k..][..k], 1, weights(&stored, kind), outputs, k);
+                        assert_eq!(alone, together[m * (outputs + 2)..][..outputs + 2], "k {k}, row {m}");
+                    }
+                    let mut unpacked = vec![0.0; outputs * k];
+                    unpack(isa, weights(&stored, kind), k, k, &mut unpacked);
+                    assert_eq!(unpacked, w, "unpacked at {}", isa.name());
+                    let from_unpacked = products(isa, &x, rows, Weights::F32(&unpacked), outputs, k);
+                    assert_eq!(from_unpacked, together, "k {k} at {}", isa.name());
+                    if expected.is_empty() {
+                        expected.clone_from(&together);
+                    }
+                    assert_eq!(together, expected, "type {kind}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn results_can_be_added_to_what_is_there() {
+        let (x, w) = (noise(32, 5), noise(32, 6));
+        for isa in Isa::available() {
+            let mut out = [10.0];
+            let mut job = Dots {
+                x: &x,
+                x_rows: 1,
+                x_stride: 32,
+                w: Weights::F32(&w),
+                w_rows: 1,
+                w_stride: 32,
+                k: 32,
+                out: &mut out,
+                out_stride: 1,
+                add: true,
+            };
+            dots(isa, &mut job);
+            assert_eq!(out[0], 10.0 + products(isa, &x, 1, Weights::F32(&w), 1, 32)[0]);
+        }
+    }
+}
