@@ -61,23 +61,6 @@ fn any_number_of_threads() {
 }
 
 #[test]
-fn any_instruction_set() {
-    check(|network| {
-        let folder = network.folder();
-        let mut expected: Option<Vec<f32>> = None;
-        for isa in Isa::available() {
-            let model = open_on(folder.path(), 2, isa, Residency::Resident);
-            let prompt = long_prompt(&model);
-            let visual = model.encode(&prompt).unwrap().unwrap();
-            let mut got = model.download(&visual.embeds);
-            got.extend(all_logits(&model, &prompt, 0));
-            let expected = expected.get_or_insert_with(|| got.clone());
-            assert_same_bits(isa.name(), &got, expected);
-        }
-    });
-}
-
-#[test]
 fn layers_in_memory_or_taken_when_their_turn_comes() {
     check(|network| {
         let folder = network.folder();

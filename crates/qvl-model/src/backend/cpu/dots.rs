@@ -372,25 +372,39 @@ fn run<V: Vector>(job: &mut Dots<'_>) {
 
 #[inline(always)]
 unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
-    let mut m = 0;
-    while m < job.x_rows {
-        let rows = (job.x_rows - m).min(V::ROWS);
-        let mut n = 0;
-        while n < job.w_rows {
-            // SAFETY: the caller's; rows from `m` and `n` on exist.
-            unsafe {
-                match rows {
-                    1 => tile::<V, E, 1>(job, w, m, n),
-                    2 => tile::<V, E, 2>(job, w, m, n),
-                    3 => tile::<V, E, 3>(job, w, m, n),
-                    4 => tile::<V, E, 4>(job, w, m, n),
-                    5 => tile::<V, E, 5>(job, w, m, n),
-                    _ => tile::<V, E, 6>(job, w, m, n),
+    // SAFETY: the caller's; all rows exist.
+    unsafe {
+        if E::BYTES == 2 {
+            // In place: each row of weights comes from memory once, and stays near for all activations.
+            for n in (0..job.w_rows).step_by(TILE_ROWS) {
+                for m in (0..job.x_rows).step_by(V::ROWS) {
+                    rows::<V, E>(job, w, m, n);
                 }
             }
-            n += TILE_ROWS;
+        } else {
+            // Unpacked: the weights of a whole block are near.
+            for m in (0..job.x_rows).step_by(V::ROWS) {
+                for n in (0..job.w_rows).step_by(TILE_ROWS) {
+                    rows::<V, E>(job, w, m, n);
+                }
+            }
         }
-        m += rows;
+    }
+}
+
+/// The rows of activations from `m` on that fit a tile.
+#[inline(always)]
+unsafe fn rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8, m: usize, n: usize) {
+    // SAFETY: the caller's; rows from `m` and `n` on exist.
+    unsafe {
+        match (job.x_rows - m).min(V::ROWS) {
+            1 => tile::<V, E, 1>(job, w, m, n),
+            2 => tile::<V, E, 2>(job, w, m, n),
+            3 => tile::<V, E, 3>(job, w, m, n),
+            4 => tile::<V, E, 4>(job, w, m, n),
+            5 => tile::<V, E, 5>(job, w, m, n),
+            _ => tile::<V, E, 6>(job, w, m, n),
+        }
     }
 }
 
@@ -498,6 +512,8 @@ unsafe fn unpack_values<V: Vector, E: Element>(w: *const u8, w_stride: usize, k:
             let (from, to) = (w.add(row * w_stride * E::BYTES), out.as_mut_ptr().add(row * k));
             let mut at = 0;
             while at + V::LANES <= k {
+                // The next chunk of this row, which is wanted when this one was multiplied.
+                prefetch(from.wrapping_add((at + k) * E::BYTES));
                 E::load::<V>(from.add(at * E::BYTES)).store(to.add(at));
                 at += V::LANES;
             }

@@ -21,7 +21,7 @@ const COLUMNS: usize = 64;
 const ROWS: usize = 256;
 
 /// Up to so many rows, weights are converted in registers each time instead of once into the cache.
-const FEW_ROWS: usize = 6;
+const FEW_ROWS: usize = 12;
 
 /// Multiplications below which waking another thread costs more than it saves.
 const PARALLEL_MIN: usize = 1 << 17;
