@@ -17,6 +17,7 @@ mod model;
 pub mod moe;
 pub mod mrope;
 pub mod prompt;
+pub mod quant;
 pub mod sampling;
 pub mod template;
 pub mod tokenizer;
