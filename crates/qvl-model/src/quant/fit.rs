@@ -6,10 +6,11 @@
 //! that spans the values. Once the scales are integers themselves their neighbours are tried as well, since
 //! the rounding of one is often better made good by the other.
 //!
-//! Sums are taken in [`LANES`] lanes, so that compilers can use vectors and every machine adds in one order.
+//! Trials stand side by side, [`TRIALS`] in an array, and every value is given to all of them: compilers use
+//! vectors for that, nothing is summed across a vector, and every machine adds in the order of the values.
 
-/// Partial sums of every sum.
-const LANES: usize = 8;
+/// Trials of one pass.
+const TRIALS: usize = 8;
 
 /// Adding and subtracting it leaves a number of magnitude below 2^22 rounded to the nearest integer, halves to
 /// even; while added, the integer is in the low bits.
@@ -41,8 +42,8 @@ pub(super) fn any_non_finite(values: &[f32]) -> bool {
 /// The largest magnitude; NaN counts as nothing.
 #[inline(always)]
 pub(super) fn max_abs<const N: usize>(values: &[f32; N]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for chunk in values.as_chunks::<LANES>().0 {
+    let mut lanes = [0.0f32; TRIALS];
+    for chunk in values.as_chunks::<TRIALS>().0 {
         for (lane, value) in lanes.iter_mut().zip(chunk) {
             *lane = if value.abs() > *lane { value.abs() } else { *lane };
         }
@@ -62,28 +63,22 @@ pub(super) fn largest(values: &[f32]) -> usize {
     best
 }
 
-#[inline(always)]
-fn total(lanes: [f32; LANES]) -> f32 {
-    lanes.iter().sum()
-}
-
-/// How far a search goes.
+/// How far a search for scale and minimum goes.
 #[derive(Debug)]
 pub(super) struct Search {
     /// Largest code.
     pub(super) top: f32,
-    /// The first scale tried makes the span of the values this many codes more than `top`.
+    /// The first trial lets the values span this many codes more than `top`, each further one [`SPAN_STEP`] more.
     first: f32,
-    /// Each further one as many more codes.
-    step: f32,
-    /// How many are tried.
-    count: usize,
 }
 
+/// Codes between the spans of two trials.
+const SPAN_STEP: f32 = 0.2;
+
 /// For `Q4_K`.
-pub(super) const Q4_SEARCH: Search = Search { top: 15.0, first: -1.0, step: 0.1, count: 21 };
+pub(super) const Q4_SEARCH: Search = Search { top: 15.0, first: -1.0 };
 /// For `Q5_K`.
-pub(super) const Q5_SEARCH: Search = Search { top: 31.0, first: -0.5, step: 0.1, count: 16 };
+pub(super) const Q5_SEARCH: Search = Search { top: 31.0, first: -0.6 };
 
 /// A value is `scale * code - min`; both are not negative.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,13 +90,7 @@ pub(super) struct Affine {
 /// What an error at each value counts: its magnitude plus that of all.
 #[inline(always)]
 pub(super) fn weights(x: &[f32; 32]) -> [f32; 32] {
-    let mut squares = [0.0; LANES];
-    for chunk in x.as_chunks::<LANES>().0 {
-        for (lane, value) in squares.iter_mut().zip(chunk) {
-            *lane += value * value;
-        }
-    }
-    let all = (total(squares) / 32.0).sqrt();
+    let all = (x.iter().map(|value| value * value).sum::<f32>() / 32.0).sqrt();
     x.map(|value| all + value.abs())
 }
 
@@ -115,28 +104,26 @@ pub(super) fn affine(x: &[f32; 32], w: &[f32; 32], search: &Search) -> Affine {
     let span = high - low;
     let mut best = Affine { scale: span / search.top, min: -low };
     let mut most = f64::NEG_INFINITY;
-    let (mut sum_w, mut sum_wx) = ([0.0; LANES], [0.0; LANES]);
-    for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-        for j in 0..LANES {
-            sum_w[j] += w[j];
-            sum_wx[j] += w[j] * x[j];
+    let (mut sum_w, mut sum_wx) = (0.0f32, 0.0f32);
+    for (x, w) in x.iter().zip(w) {
+        sum_w += w;
+        sum_wx += w * x;
+    }
+    let (sum_w, sum_wx) = (f64::from(sum_w), f64::from(sum_wx));
+    let inverse: [f32; TRIALS] =
+        std::array::from_fn(|trial| (search.top + search.first + SPAN_STEP * trial as f32) / span);
+    let (mut sum_wl, mut sum_wll, mut sum_wlx) = ([0.0; TRIALS], [0.0; TRIALS], [0.0; TRIALS]);
+    for (&x, &w) in x.iter().zip(w) {
+        for j in 0..TRIALS {
+            let code = clamp(round_to_even((x - low) * inverse[j]), 0.0, search.top);
+            let weighted = w * code;
+            sum_wl[j] += weighted;
+            sum_wll[j] += weighted * code;
+            sum_wlx[j] += weighted * x;
         }
     }
-    let (sum_w, sum_wx) = (f64::from(total(sum_w)), f64::from(total(sum_wx)));
-    for trial in 0..search.count {
-        let inverse = (search.top + search.first + search.step * trial as f32) / span;
-        let (mut sum_wl, mut sum_wll, mut sum_wlx) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-            for j in 0..LANES {
-                let code = clamp(round_to_even((x[j] - low) * inverse), 0.0, search.top);
-                let weighted = w[j] * code;
-                sum_wl[j] += weighted;
-                sum_wll[j] += weighted * code;
-                sum_wlx[j] += weighted * x[j];
-            }
-        }
-        let (sum_wl, sum_wll, sum_wlx) =
-            (f64::from(total(sum_wl)), f64::from(total(sum_wll)), f64::from(total(sum_wlx)));
+    for j in 0..TRIALS {
+        let (sum_wl, sum_wll, sum_wlx) = (f64::from(sum_wl[j]), f64::from(sum_wll[j]), f64::from(sum_wlx[j]));
         let determinant = sum_w * sum_wll - sum_wl * sum_wl;
         if determinant <= 0.0 {
             continue;
@@ -157,6 +144,11 @@ pub(super) fn affine(x: &[f32; 32], w: &[f32; 32], search: &Search) -> Affine {
     best
 }
 
+/// Steps of scale and minimum around the rounded ones. Both grow together: a larger scale with a smaller minimum
+/// moves all values one way, and is hardly ever better.
+const NEIGHBOURS: [(f32, f32); TRIALS] =
+    [(0.0, 0.0), (1.0, 1.0), (-1.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 2.0)];
+
 /// The best integer scale and minimum in steps of `d` and `dmin`, and the codes that go with them.
 pub(super) fn on_grid(
     x: &[f32; 32],
@@ -168,43 +160,47 @@ pub(super) fn on_grid(
 ) -> (u8, u8) {
     let steps = |value: f32, step: f32| if step > 0.0 { round_to_even(value / step) } else { 0.0 };
     let (scale_steps, min_steps) = (steps(fit.scale, d), steps(fit.min, dmin));
-    let mut best = (f32::INFINITY, 0.0, 0.0);
-    for scale_steps in [scale_steps, scale_steps - 1.0, scale_steps + 1.0] {
-        for min_steps in [min_steps, min_steps - 1.0, min_steps + 1.0] {
-            if !(0.0..=63.0).contains(&scale_steps) || !(0.0..=63.0).contains(&min_steps) {
-                continue;
-            }
-            let error = affine_error(x, w, d * scale_steps, dmin * min_steps, search.top);
-            if error < best.0 {
-                best = (error, scale_steps, min_steps);
-            }
+    let scale_steps = NEIGHBOURS.map(|(scale, _)| clamp(scale_steps + scale, 0.0, 63.0));
+    let min_steps = NEIGHBOURS.map(|(_, min)| clamp(min_steps + min, 0.0, 63.0));
+    let scale = scale_steps.map(|steps| d * steps);
+    let inverse = scale.map(reciprocal);
+    let min = min_steps.map(|steps| dmin * steps);
+    let mut error = [0.0; TRIALS];
+    for (&x, &w) in x.iter().zip(w) {
+        for j in 0..TRIALS {
+            let shifted = x + min[j];
+            let code = clamp(round_to_even(shifted * inverse[j]), 0.0, search.top);
+            let off = shifted - scale[j] * code;
+            error[j] += w * off * off;
         }
     }
-    let (_, scale_steps, min_steps) = best;
-    let (scale, min) = (d * scale_steps, dmin * min_steps);
-    let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
-    *codes = x.map(|value| small_integer(clamp((value + min) * inverse, 0.0, search.top)));
-    (small_integer(scale_steps), small_integer(min_steps))
+    let best = least(&error);
+    *codes = x.map(|x| small_integer(clamp((x + min[best]) * inverse[best], 0.0, search.top)));
+    (small_integer(scale_steps[best]), small_integer(min_steps[best]))
 }
 
-/// The weighted squared error of the best codes for a scale and a minimum.
 #[inline(always)]
-fn affine_error(x: &[f32; 32], w: &[f32; 32], scale: f32, min: f32, top: f32) -> f32 {
-    let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
-    let mut error = [0.0; LANES];
-    for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-        for j in 0..LANES {
-            let shifted = x[j] + min;
-            let code = clamp(round_to_even(shifted * inverse), 0.0, top);
-            let off = shifted - scale * code;
-            error[j] += w[j] * off * off;
+fn reciprocal(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { scale.recip() }
+}
+
+/// Index of the first least error.
+#[inline(always)]
+fn least(error: &[f32; TRIALS]) -> usize {
+    let mut best = 0;
+    for (index, candidate) in error.iter().enumerate() {
+        if *candidate < error[best] {
+            best = index;
         }
     }
-    total(error)
+    best
 }
 
 /// Lowest and highest code of `Q6_K`, around zero.
 const SIX_BITS: (f32, f32) = (-32.0, 31.0);
+
+/// Codes that the value of largest magnitude is tried at.
+const PEAKS: [f32; TRIALS] = [-32.0, -31.1, -31.4, -31.7, -32.3, -32.6, -32.9, -30.8];
 
 /// The best scale of 16 values with codes from -32 to 31; often negative, since the value of largest magnitude
 /// has the code -32.
@@ -215,18 +211,18 @@ pub(super) fn symmetric(x: &[f32; 16]) -> f32 {
     }
     let mut best = peak / SIX_BITS.0;
     let mut most = 0.0;
-    for trial in -9..=9i8 {
-        let inverse = (SIX_BITS.0 + 0.1 * f32::from(trial)) / peak;
-        let (mut sum_wll, mut sum_wlx) = ([0.0; LANES], [0.0; LANES]);
-        for x in x.as_chunks::<LANES>().0 {
-            for j in 0..LANES {
-                let code = clamp(round_to_even(x[j] * inverse), SIX_BITS.0, SIX_BITS.1);
-                let weighted = x[j] * x[j] * code;
-                sum_wll[j] += weighted * code;
-                sum_wlx[j] += weighted * x[j];
-            }
+    let inverse = PEAKS.map(|code| code / peak);
+    let (mut sum_wll, mut sum_wlx) = ([0.0; TRIALS], [0.0; TRIALS]);
+    for &x in x {
+        for j in 0..TRIALS {
+            let code = clamp(round_to_even(x * inverse[j]), SIX_BITS.0, SIX_BITS.1);
+            let weighted = x * x * code;
+            sum_wll[j] += weighted * code;
+            sum_wlx[j] += weighted * x;
         }
-        let (sum_wll, sum_wlx) = (f64::from(total(sum_wll)), f64::from(total(sum_wlx)));
+    }
+    for j in 0..TRIALS {
+        let (sum_wll, sum_wlx) = (f64::from(sum_wll[j]), f64::from(sum_wlx[j]));
         if sum_wll > 0.0 && sum_wlx * sum_wlx > most * sum_wll {
             most = sum_wlx * sum_wlx / sum_wll;
             best = (sum_wlx / sum_wll) as f32;
@@ -237,33 +233,19 @@ pub(super) fn symmetric(x: &[f32; 16]) -> f32 {
 
 /// The best integer scale in steps of `d`, and the codes that go with it, 32 more than they mean.
 pub(super) fn symmetric_on_grid(x: &[f32; 16], fit: f32, d: f32, codes: &mut [u8; 16]) -> i8 {
-    if d == 0.0 {
-        *codes = [32; 16];
-        return 0;
-    }
-    let steps = clamp(round_to_even(fit / d), -128.0, 127.0);
-    let inverse_of = |scale: f32| if scale == 0.0 { 0.0 } else { scale.recip() };
-    let mut best = (f32::INFINITY, steps);
-    for steps in [steps, steps - 1.0, steps + 1.0] {
-        if !(-128.0..=127.0).contains(&steps) {
-            continue;
-        }
-        let scale = d * steps;
-        let inverse = inverse_of(scale);
-        let mut error = [0.0; LANES];
-        for x in x.as_chunks::<LANES>().0 {
-            for j in 0..LANES {
-                let off = x[j] - scale * clamp(round_to_even(x[j] * inverse), SIX_BITS.0, SIX_BITS.1);
-                error[j] += x[j] * x[j] * off * off;
-            }
-        }
-        let error = total(error);
-        if error < best.0 {
-            best = (error, steps);
+    let nearest = if d == 0.0 { 0.0 } else { round_to_even(fit / d) };
+    let steps: [f32; TRIALS] =
+        [0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0].map(|away| clamp(nearest + away, -128.0, 127.0));
+    let scale = steps.map(|steps| d * steps);
+    let inverse = scale.map(reciprocal);
+    let mut error = [0.0; TRIALS];
+    for &x in x {
+        for j in 0..TRIALS {
+            let off = x - scale[j] * clamp(round_to_even(x * inverse[j]), SIX_BITS.0, SIX_BITS.1);
+            error[j] += x * x * off * off;
         }
     }
-    let steps = best.1;
-    let inverse = inverse_of(d * steps);
-    *codes = x.map(|value| small_integer(clamp(value * inverse, SIX_BITS.0, SIX_BITS.1) - SIX_BITS.0));
-    small_integer(steps).cast_signed()
+    let best = least(&error);
+    *codes = x.map(|x| small_integer(clamp(x * inverse[best], SIX_BITS.0, SIX_BITS.1) - SIX_BITS.0));
+    small_integer(steps[best]).cast_signed()
 }
