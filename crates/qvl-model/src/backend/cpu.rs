@@ -5,6 +5,7 @@
 //! beside it, nor the number of threads, nor the instruction set changes a bit of it: multiplication and
 //! addition stay two roundings everywhere.
 
+mod activations;
 mod attention;
 mod blocks;
 mod dots;
@@ -12,6 +13,8 @@ mod isa;
 mod kernels;
 mod linear;
 mod matrix;
+mod panel_dots;
+mod panels;
 
 use std::sync::Arc;
 

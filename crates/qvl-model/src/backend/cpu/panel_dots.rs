@@ -1,0 +1,903 @@
+//! Products of quantised activations with panels of quantised weights.
+//!
+//! For one row and one column, blocks of 32 inputs come in ascending order; the integer product of a block is
+//! exact, is scaled by the row's and the column's scale, and is added to the sum so far. Nothing of that depends
+//! on the rows beside it. AVX2 and AVX-512 give the same bits; the portable code rounds products and sums
+//! one by one, so its last bits differ.
+
+#![expect(unsafe_code, reason = "vector loads by pointer: the bounds are asserted once for a whole panel")]
+
+use std::ops::Range;
+
+use super::activations::QuantRows;
+use super::isa::dispatched;
+use super::panels::{BLOCK, PANEL, Panel, SCALE_BYTES, code_bytes, super_bytes};
+use crate::quant::BlockFormat;
+
+/// Bytes of one group of four inputs of a panel.
+const GROUP_BYTES: usize = PANEL * 4;
+
+/// Groups of four inputs in a block.
+const GROUPS: usize = BLOCK / 4;
+
+/// The products of some rows with one panel.
+pub(super) struct Product<'a> {
+    /// How the panel's weights are stored.
+    pub(super) format: BlockFormat,
+    /// The weights.
+    pub(super) panel: Panel<'a>,
+    /// The activations.
+    pub(super) x: &'a QuantRows,
+    /// Which of them.
+    pub(super) rows: Range<usize>,
+    /// The results, `[rows][16]`.
+    pub(super) out: &'a mut [f32],
+}
+
+dispatched!(
+    /// Computes the products.
+    fn product(job: &mut Product<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
+);
+
+/// Vectors of some columns of a panel: four bytes, an integer or a float for each.
+///
+/// Invariant: implementations with intrinsics are only used by bodies that `dispatched!` compiles for their
+/// instruction set. Pointers must be readable for as much as is loaded.
+trait Simd: Copy {
+    /// Columns: 16, or 8 for half a panel.
+    const COLUMNS: usize;
+    type Bytes: Copy;
+    type Ints: Copy;
+    type Floats: Copy;
+
+    unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    /// The low four bits of each byte.
+    unsafe fn low(bytes: Self::Bytes) -> Self::Bytes;
+    /// The high four bits of each byte.
+    unsafe fn high(bytes: Self::Bytes) -> Self::Bytes;
+    /// `WIDTH` bits of `plane` from bit `AT` on, as bits 4 and above of `bytes`.
+    unsafe fn join<const AT: u32, const WIDTH: u32>(bytes: Self::Bytes, plane: Self::Bytes) -> Self::Bytes;
+    /// `offset` plus, for each column, the products of its bytes of `N` groups with the signed bytes at `x`.
+    /// `BITS`: of the codes, which are unsigned. `offset` takes account of what was added to them.
+    unsafe fn dot<const BITS: u32, const N: usize>(
+        offset: *const i32,
+        codes: &[Self::Bytes; GROUPS],
+        first: usize,
+        x: *const i8,
+    ) -> Self::Ints;
+    unsafe fn to_floats(ints: Self::Ints) -> Self::Floats;
+    unsafe fn splat(from: *const f32) -> Self::Floats;
+    unsafe fn floats(from: *const f32) -> Self::Floats;
+    unsafe fn halves(from: *const u8) -> Self::Floats;
+    unsafe fn unsigned_bytes(from: *const u8) -> Self::Floats;
+    unsafe fn signed_bytes(from: *const u8) -> Self::Floats;
+    unsafe fn store(floats: Self::Floats, to: *mut f32);
+    unsafe fn product(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `sum + a * b`: rounded once where there are fused instructions, twice in the portable code.
+    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+}
+
+#[derive(Clone, Copy)]
+struct Portable;
+
+impl Simd for Portable {
+    const COLUMNS: usize = 16;
+    type Bytes = [u8; 64];
+    type Ints = [i32; 16];
+    type Floats = [f32; 16];
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> [u8; 64] {
+        // SAFETY: 64 bytes can be read there, by the invariant of `Simd`; so in all loads here.
+        unsafe { from.cast::<[u8; 64]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn low(mut bytes: [u8; 64]) -> [u8; 64] {
+        for byte in 0..64 {
+            bytes[byte] &= 15;
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    unsafe fn high(mut bytes: [u8; 64]) -> [u8; 64] {
+        for byte in 0..64 {
+            bytes[byte] >>= 4;
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    unsafe fn join<const AT: u32, const WIDTH: u32>(mut bytes: [u8; 64], plane: [u8; 64]) -> [u8; 64] {
+        for byte in 0..64 {
+            bytes[byte] |= (plane[byte] >> AT & ((1 << WIDTH) - 1)) << 4;
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const BITS: u32, const N: usize>(
+        offset: *const i32,
+        codes: &[[u8; 64]; GROUPS],
+        first: usize,
+        x: *const i8,
+    ) -> [i32; 16] {
+        // SAFETY: an offset and 4 N bytes can be read there.
+        let mut sums = [unsafe { offset.read() }; 16];
+        for group in 0..N {
+            // SAFETY: as above.
+            let x = unsafe { x.add(4 * group).cast::<[i8; 4]>().read_unaligned() };
+            let codes = &codes[first + group];
+            for column in 0..16 {
+                for byte in 0..4 {
+                    sums[column] += i32::from(codes[column * 4 + byte]) * i32::from(x[byte]);
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(ints: [i32; 16]) -> [f32; 16] {
+        let mut floats = [0.0; 16];
+        for column in 0..16 {
+            floats[column] = ints[column] as f32;
+        }
+        floats
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> [f32; 16] {
+        // SAFETY: a value can be read there.
+        [unsafe { from.read() }; 16]
+    }
+
+    #[inline(always)]
+    unsafe fn floats(from: *const f32) -> [f32; 16] {
+        // SAFETY: 16 values can be read there.
+        unsafe { from.cast::<[f32; 16]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(from: *const u8) -> [f32; 16] {
+        // SAFETY: 16 values of 2 bytes can be read there.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 16]>().read_unaligned() };
+        let mut floats = [0.0; 16];
+        for column in 0..16 {
+            floats[column] = half::f16::from_le_bytes(bytes[column]).to_f32();
+        }
+        floats
+    }
+
+    #[inline(always)]
+    unsafe fn unsigned_bytes(from: *const u8) -> [f32; 16] {
+        // SAFETY: 16 bytes can be read there.
+        let bytes = unsafe { from.cast::<[u8; 16]>().read_unaligned() };
+        let mut floats = [0.0; 16];
+        for column in 0..16 {
+            floats[column] = f32::from(bytes[column]);
+        }
+        floats
+    }
+
+    #[inline(always)]
+    unsafe fn signed_bytes(from: *const u8) -> [f32; 16] {
+        // SAFETY: 16 bytes can be read there.
+        let bytes = unsafe { from.cast::<[i8; 16]>().read_unaligned() };
+        let mut floats = [0.0; 16];
+        for column in 0..16 {
+            floats[column] = f32::from(bytes[column]);
+        }
+        floats
+    }
+
+    #[inline(always)]
+    unsafe fn store(floats: [f32; 16], to: *mut f32) {
+        // SAFETY: 16 values can be written there.
+        unsafe { to.cast::<[f32; 16]>().write_unaligned(floats) }
+    }
+
+    #[inline(always)]
+    unsafe fn product(mut a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        for column in 0..16 {
+            a[column] *= b[column];
+        }
+        a
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(mut sum: [f32; 16], a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        for column in 0..16 {
+            sum[column] += a[column] * b[column];
+        }
+        sum
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{GROUPS, Simd};
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2;
+
+    /// Groups whose products with one row can be summed in 16 bits: `2 * 127 * (2^BITS - 1)` each.
+    const fn groups_in_16_bits(bits: u32) -> usize {
+        match bits {
+            4 => 8,
+            5 => 4,
+            6 => 2,
+            _ => 1,
+        }
+    }
+
+    impl Simd for Avx2 {
+        const COLUMNS: usize = 8;
+        type Bytes = __m256i;
+        type Ints = __m256i;
+        type Floats = __m256;
+
+        #[inline(always)]
+        unsafe fn bytes(from: *const u8) -> __m256i {
+            // SAFETY: 32 bytes can be read there, and there is AVX2, by the invariant of `Simd`; so in all
+            // methods here.
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn low(bytes: __m256i) -> __m256i {
+            // SAFETY: AVX2.
+            unsafe { _mm256_and_si256(bytes, _mm256_set1_epi8(15)) }
+        }
+
+        #[inline(always)]
+        unsafe fn high(bytes: __m256i) -> __m256i {
+            // SAFETY: AVX2.
+            unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15)) }
+        }
+
+        #[inline(always)]
+        unsafe fn join<const AT: u32, const WIDTH: u32>(bytes: __m256i, plane: __m256i) -> __m256i {
+            // SAFETY: AVX2.
+            unsafe {
+                let mask = _mm256_set1_epi8((((1 << WIDTH) - 1) << 4) as i8);
+                let moved = if AT <= 4 {
+                    _mm256_sll_epi16(plane, _mm_cvtsi32_si128(4 - AT as i32))
+                } else {
+                    _mm256_srl_epi16(plane, _mm_cvtsi32_si128(AT as i32 - 4))
+                };
+                _mm256_or_si256(bytes, _mm256_and_si256(moved, mask))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn dot<const BITS: u32, const N: usize>(
+            offset: *const i32,
+            codes: &[__m256i; GROUPS],
+            first: usize,
+            x: *const i8,
+        ) -> __m256i {
+            // SAFETY: an offset and 4 N bytes can be read there; AVX2.
+            unsafe {
+                let ones = _mm256_set1_epi16(1);
+                let x_of = |group: usize| _mm256_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
+                let mut sums = _mm256_set1_epi32(offset.read());
+                if BITS == 8 {
+                    // The codes with their sign: bytes as they are would overflow 16 bits in pairs. What was
+                    // added to them is taken off, so is the offset.
+                    sums = _mm256_setzero_si256();
+                    let mut group = 0;
+                    while group < N {
+                        let w = _mm256_xor_si256(codes[first + group], _mm256_set1_epi8(-128));
+                        let pairs =
+                            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x_of(group), w));
+                        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+                        group += 1;
+                    }
+                    return sums;
+                }
+                let run = groups_in_16_bits(BITS);
+                let mut group = 0;
+                while group < N {
+                    let mut pairs = _mm256_maddubs_epi16(codes[first + group], x_of(group));
+                    let mut next = group + 1;
+                    while next < N && next < group + run {
+                        let more = _mm256_maddubs_epi16(codes[first + next], x_of(next));
+                        pairs = _mm256_add_epi16(pairs, more);
+                        next += 1;
+                    }
+                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+                    group = next;
+                }
+                sums
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn to_floats(ints: __m256i) -> __m256 {
+            // SAFETY: AVX2.
+            unsafe { _mm256_cvtepi32_ps(ints) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(from: *const f32) -> __m256 {
+            // SAFETY: a value can be read there; AVX2.
+            unsafe { _mm256_set1_ps(from.read()) }
+        }
+
+        #[inline(always)]
+        unsafe fn floats(from: *const f32) -> __m256 {
+            // SAFETY: 8 values can be read there; AVX2.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn halves(from: *const u8) -> __m256 {
+            // SAFETY: 8 values of 2 bytes can be read there; F16C.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn unsigned_bytes(from: *const u8) -> __m256 {
+            // SAFETY: 8 bytes can be read there; AVX2.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn signed_bytes(from: *const u8) -> __m256 {
+            // SAFETY: 8 bytes can be read there; AVX2.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(floats: __m256, to: *mut f32) {
+            // SAFETY: 8 values can be written there; AVX2.
+            unsafe { _mm256_storeu_ps(to, floats) }
+        }
+
+        #[inline(always)]
+        unsafe fn product(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX2.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(sum: __m256, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: FMA.
+            unsafe { _mm256_fmadd_ps(a, b, sum) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512;
+
+    impl Simd for Avx512 {
+        const COLUMNS: usize = 16;
+        type Bytes = __m512i;
+        type Ints = __m512i;
+        type Floats = __m512;
+
+        #[inline(always)]
+        unsafe fn bytes(from: *const u8) -> __m512i {
+            // SAFETY: 64 bytes can be read there, and there is AVX-512, by the invariant of `Simd`; so in all
+            // methods here.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn low(bytes: __m512i) -> __m512i {
+            // SAFETY: AVX-512F.
+            unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(15)) }
+        }
+
+        #[inline(always)]
+        unsafe fn high(bytes: __m512i) -> __m512i {
+            // SAFETY: AVX-512BW.
+            unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), _mm512_set1_epi8(15)) }
+        }
+
+        #[inline(always)]
+        unsafe fn join<const AT: u32, const WIDTH: u32>(bytes: __m512i, plane: __m512i) -> __m512i {
+            // SAFETY: AVX-512BW.
+            unsafe {
+                let mask = _mm512_set1_epi8((((1 << WIDTH) - 1) << 4) as i8);
+                let moved = if AT <= 4 {
+                    _mm512_sll_epi16(plane, _mm_cvtsi32_si128(4 - AT as i32))
+                } else {
+                    _mm512_srl_epi16(plane, _mm_cvtsi32_si128(AT as i32 - 4))
+                };
+                // bytes | (moved & mask)
+                _mm512_ternarylogic_epi32::<0xf8>(bytes, moved, mask)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn dot<const BITS: u32, const N: usize>(
+            offset: *const i32,
+            codes: &[__m512i; GROUPS],
+            first: usize,
+            x: *const i8,
+        ) -> __m512i {
+            // SAFETY: an offset and 4 N bytes can be read there; AVX-512 VNNI.
+            unsafe {
+                let x_of = |group: usize| _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
+                // Two chains: one of eight instructions would wait for itself.
+                let mut even = _mm512_set1_epi32(offset.read());
+                let mut odd = _mm512_setzero_si512();
+                let mut group = 0;
+                while group < N {
+                    even = _mm512_dpbusd_epi32(even, codes[first + group], x_of(group));
+                    odd = _mm512_dpbusd_epi32(odd, codes[first + group + 1], x_of(group + 1));
+                    group += 2;
+                }
+                _mm512_add_epi32(even, odd)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn to_floats(ints: __m512i) -> __m512 {
+            // SAFETY: AVX-512F.
+            unsafe { _mm512_cvtepi32_ps(ints) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(from: *const f32) -> __m512 {
+            // SAFETY: a value can be read there; AVX-512F.
+            unsafe { _mm512_set1_ps(from.read()) }
+        }
+
+        #[inline(always)]
+        unsafe fn floats(from: *const f32) -> __m512 {
+            // SAFETY: 16 values can be read there; AVX-512F.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn halves(from: *const u8) -> __m512 {
+            // SAFETY: 16 values of 2 bytes can be read there; AVX-512F.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn unsigned_bytes(from: *const u8) -> __m512 {
+            // SAFETY: 16 bytes can be read there; AVX-512F.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn signed_bytes(from: *const u8) -> __m512 {
+            // SAFETY: 16 bytes can be read there; AVX-512F.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(floats: __m512, to: *mut f32) {
+            // SAFETY: 16 values can be written there; AVX-512F.
+            unsafe { _mm512_storeu_ps(to, floats) }
+        }
+
+        #[inline(always)]
+        unsafe fn product(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: AVX-512F.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(sum: __m512, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: AVX-512F.
+            unsafe { _mm512_fmadd_ps(a, b, sum) }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::{Avx2, Avx512};
+
+/// How the codes of a block become bytes.
+trait Codes {
+    const BITS: u32;
+
+    /// The eight groups of some columns: `from` points at the first group's bytes of them.
+    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS];
+}
+
+struct Bits8;
+struct Bits4;
+struct Bits5;
+struct Bits6;
+
+impl Codes for Bits8 {
+    const BITS: u32 = 8;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
+        // SAFETY: the caller's: a block of codes can be read there.
+        unsafe {
+            let mut codes = [S::bytes(from); GROUPS];
+            for group in 1..GROUPS {
+                codes[group] = S::bytes(from.add(group * GROUP_BYTES));
+            }
+            codes
+        }
+    }
+}
+
+impl Codes for Bits4 {
+    const BITS: u32 = 4;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
+        // SAFETY: the caller's: a block of codes can be read there.
+        unsafe {
+            let mut codes = [S::bytes(from); GROUPS];
+            for pair in 0..4 {
+                let both = S::bytes(from.add(pair * GROUP_BYTES));
+                codes[pair] = S::low(both);
+                codes[pair + 4] = S::high(both);
+            }
+            codes
+        }
+    }
+}
+
+impl Codes for Bits5 {
+    const BITS: u32 = 5;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
+        // SAFETY: the caller's: a block of codes can be read there, the plane behind the nibbles.
+        unsafe {
+            let low = Bits4::unpack::<S>(from);
+            let plane = S::bytes(from.add(4 * GROUP_BYTES));
+            [
+                S::join::<0, 1>(low[0], plane),
+                S::join::<1, 1>(low[1], plane),
+                S::join::<2, 1>(low[2], plane),
+                S::join::<3, 1>(low[3], plane),
+                S::join::<4, 1>(low[4], plane),
+                S::join::<5, 1>(low[5], plane),
+                S::join::<6, 1>(low[6], plane),
+                S::join::<7, 1>(low[7], plane),
+            ]
+        }
+    }
+}
+
+impl Codes for Bits6 {
+    const BITS: u32 = 6;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
+        // SAFETY: the caller's: a block of codes can be read there, two planes behind the nibbles.
+        unsafe {
+            let low = Bits4::unpack::<S>(from);
+            let first = S::bytes(from.add(4 * GROUP_BYTES));
+            let second = S::bytes(from.add(5 * GROUP_BYTES));
+            [
+                S::join::<0, 2>(low[0], first),
+                S::join::<2, 2>(low[1], first),
+                S::join::<4, 2>(low[2], first),
+                S::join::<6, 2>(low[3], first),
+                S::join::<0, 2>(low[4], second),
+                S::join::<2, 2>(low[5], second),
+                S::join::<4, 2>(low[6], second),
+                S::join::<6, 2>(low[7], second),
+            ]
+        }
+    }
+}
+
+/// What is done with the integer products of a block.
+trait Scaling {
+    /// The scales of some columns in one block.
+    type Scales<S: Simd>: Copy;
+
+    /// `block` of the panel, columns from `column` on.
+    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> Self::Scales<S>;
+
+    /// `sum` plus the scaled product of the block with row `at` of the activations.
+    unsafe fn add<S: Simd, C: Codes>(
+        job: &Product<'_>,
+        at: usize,
+        codes: &[S::Bytes; GROUPS],
+        scales: Self::Scales<S>,
+        sum: S::Floats,
+    ) -> S::Floats;
+}
+
+/// A half-precision scale for 32 inputs, codes around `ZERO`.
+struct OneScale<const ZERO: u32>;
+/// Scale and minimum for 32 inputs, each with a scale for 256.
+struct ScaleAndMin;
+/// Two scales for 16 inputs each, with a scale for 256; codes around 32.
+struct TwoScales;
+
+impl<const ZERO: u32> Scaling for OneScale<ZERO> {
+    type Scales<S: Simd> = S::Floats;
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> S::Floats {
+        // SAFETY: the caller's: there is such a block, its scales are 16 halves.
+        unsafe { S::halves(job.panel.scales.as_ptr().add(block * SCALE_BYTES + 2 * column)) }
+    }
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, C: Codes>(
+        job: &Product<'_>,
+        at: usize,
+        codes: &[S::Bytes; GROUPS],
+        scales: S::Floats,
+        sum: S::Floats,
+    ) -> S::Floats {
+        // SAFETY: the caller's: there is such a row.
+        unsafe {
+            let offsets = job.x.offsets.as_ptr().add(at);
+            let offset = if ZERO == 128 { &raw const (*offsets).of_128 } else { &raw const (*offsets).of_8 };
+            let x = job.x.codes.as_ptr().add(at * BLOCK);
+            let ints = if C::BITS == 8 {
+                S::dot::<8, GROUPS>(offset, codes, 0, x)
+            } else {
+                S::dot::<4, GROUPS>(offset, codes, 0, x)
+            };
+            let scaled = S::product(S::to_floats(ints), S::splat(job.x.scales.as_ptr().add(at)));
+            S::add_product(sum, scaled, scales)
+        }
+    }
+}
+
+impl Scaling for ScaleAndMin {
+    type Scales<S: Simd> = (S::Floats, S::Floats);
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> (S::Floats, S::Floats) {
+        // SAFETY: the caller's: there is such a block, its scales are 16 bytes and 16 bytes, those of the
+        // 256 inputs around it 16 halves and 16 halves.
+        unsafe {
+            let scales = job.panel.scales.as_ptr().add(block * SCALE_BYTES + column);
+            let supers = job.panel.supers.as_ptr().add(block / 8 * super_bytes(job.format) + 2 * column);
+            (
+                S::product(S::halves(supers), S::unsigned_bytes(scales)),
+                S::product(S::halves(supers.add(2 * PANEL)), S::unsigned_bytes(scales.add(PANEL))),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, C: Codes>(
+        job: &Product<'_>,
+        at: usize,
+        codes: &[S::Bytes; GROUPS],
+        (scales, mins): (S::Floats, S::Floats),
+        sum: S::Floats,
+    ) -> S::Floats {
+        // SAFETY: the caller's: there is such a row.
+        unsafe {
+            let x = job.x.codes.as_ptr().add(at * BLOCK);
+            let ints = if C::BITS == 4 {
+                S::dot::<4, GROUPS>(&0, codes, 0, x)
+            } else {
+                S::dot::<5, GROUPS>(&0, codes, 0, x)
+            };
+            let scaled = S::product(S::to_floats(ints), S::splat(job.x.scales.as_ptr().add(at)));
+            let sum = S::add_product(sum, scaled, scales);
+            S::add_product(sum, S::splat(&raw const (*job.x.offsets.as_ptr().add(at)).of_min), mins)
+        }
+    }
+}
+
+impl Scaling for TwoScales {
+    type Scales<S: Simd> = (S::Floats, S::Floats);
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> (S::Floats, S::Floats) {
+        // SAFETY: the caller's: there is such a block, its scales are twice 16 bytes, those of the 256 inputs
+        // around it 16 halves.
+        unsafe {
+            let scales = job.panel.scales.as_ptr().add(block * SCALE_BYTES + column);
+            let supers = job.panel.supers.as_ptr().add(block / 8 * super_bytes(job.format) + 2 * column);
+            let d = S::halves(supers);
+            (S::product(d, S::signed_bytes(scales)), S::product(d, S::signed_bytes(scales.add(PANEL))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, C: Codes>(
+        job: &Product<'_>,
+        at: usize,
+        codes: &[S::Bytes; GROUPS],
+        (first, second): (S::Floats, S::Floats),
+        sum: S::Floats,
+    ) -> S::Floats {
+        // SAFETY: the caller's: there is such a row.
+        unsafe {
+            let x = job.x.codes.as_ptr().add(at * BLOCK);
+            let offsets = (&raw const (*job.x.offsets.as_ptr().add(at)).of_32).cast::<i32>();
+            let low = S::dot::<6, { GROUPS / 2 }>(offsets, codes, 0, x);
+            let high = S::dot::<6, { GROUPS / 2 }>(offsets.add(1), codes, GROUPS / 2, x.add(BLOCK / 2));
+            let scaled = S::product(S::to_floats(low), first);
+            let scaled = S::add_product(scaled, S::to_floats(high), second);
+            S::add_product(sum, scaled, S::splat(job.x.scales.as_ptr().add(at)))
+        }
+    }
+}
+
+#[inline(always)]
+fn run<S: Simd>(job: &mut Product<'_>) {
+    let blocks = job.x.blocks();
+    assert!(job.rows.end <= job.x.rows(), "panels: rows");
+    assert_eq!(job.panel.codes.len(), blocks * code_bytes(job.format), "panels: codes");
+    assert_eq!(job.panel.scales.len(), blocks * SCALE_BYTES, "panels: scales");
+    assert!(job.panel.supers.len() >= blocks / 8 * super_bytes(job.format), "panels: scales of scales");
+    assert!(job.out.len() >= job.rows.len() * PANEL, "panels: results");
+    assert_eq!(job.x.codes.len(), job.x.rows() * blocks * BLOCK, "panels: activations");
+    assert_eq!((job.x.scales.len(), job.x.offsets.len()), (job.x.rows() * blocks, job.x.rows() * blocks));
+    // SAFETY: all blocks of the panel, all rows of the activations and all results lie inside their slices,
+    // as was just asserted.
+    unsafe {
+        match job.format {
+            BlockFormat::Q8_0 => blocks_of::<S, Bits8, OneScale<128>>(job),
+            BlockFormat::Q4_0 => blocks_of::<S, Bits4, OneScale<8>>(job),
+            BlockFormat::Q4K => blocks_of::<S, Bits4, ScaleAndMin>(job),
+            BlockFormat::Q5K => blocks_of::<S, Bits5, ScaleAndMin>(job),
+            BlockFormat::Q6K => blocks_of::<S, Bits6, TwoScales>(job),
+        }
+    }
+}
+
+/// The codes of a block stay in registers while all rows go by; the sums of a row wait in the results.
+#[inline(always)]
+unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling>(job: &mut Product<'_>) {
+    let count = job.rows.len();
+    job.out[..count * PANEL].fill(0.0);
+    let out = job.out.as_mut_ptr();
+    for block in 0..job.x.blocks() {
+        let mut column = 0;
+        while column < PANEL {
+            // SAFETY: the caller's.
+            unsafe {
+                let from = job.panel.codes.as_ptr().add(block * code_bytes(job.format) + 4 * column);
+                let codes = C::unpack::<S>(from);
+                let scales = F::scales::<S>(job, block, column);
+                let first = block * job.x.rows() + job.rows.start;
+                for row in 0..count {
+                    let sum = out.add(row * PANEL + column);
+                    S::store(F::add::<S, C>(job, first + row, &codes, scales, S::floats(sum)), sum);
+                }
+            }
+            column += S::COLUMNS;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Isa;
+    use super::super::panels::tests::{blocks, noise, pack};
+    use super::*;
+
+    fn products(isa: Isa, format: BlockFormat, panels: &super::super::panels::Panels, x: &QuantRows, rows: Range<usize>) -> Vec<f32> {
+        // A guard behind the results.
+        let mut out = vec![7.25; rows.len() * PANEL + 16];
+        let count = rows.len() * PANEL;
+        product(isa, &mut Product { format, panel: panels.panel(0), x, rows, out: &mut out });
+        assert!(out[count..].iter().all(|&v| v == 7.25), "wrote outside its results");
+        out.truncate(count);
+        out
+    }
+
+    fn quantized(isa: Isa, x: &[f32], rows: usize, cols: usize) -> QuantRows {
+        let mut quantized = QuantRows::default();
+        quantized.resize(rows, cols);
+        quantized.quantize(isa, x);
+        quantized
+    }
+
+    /// Blocks of random bytes: codes and scales at both ends of their ranges, finite halves.
+    fn wild(format: BlockFormat, rows: usize, cols: usize) -> Vec<u8> {
+        let mut bytes = blocks(format, rows, cols, 11);
+        let mut state = 5u32;
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            let kept: Vec<u8> = match format {
+                BlockFormat::Q6K => block[208..210].to_vec(),
+                BlockFormat::Q4K | BlockFormat::Q5K => block[..4].to_vec(),
+                _ => block[..2].to_vec(),
+            };
+            for byte in &mut *block {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *byte = (state >> 24) as u8;
+                if state & 0x300 == 0 {
+                    *byte = if state & 0x400 == 0 { 0x80 } else { 0xff };
+                }
+            }
+            match format {
+                BlockFormat::Q6K => block[208..210].copy_from_slice(&kept),
+                _ => block[..kept.len()].copy_from_slice(&kept),
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn products_equal_those_of_the_decoded_values() {
+        for format in BlockFormat::ALL {
+            for cols in [format.block_len(), 3 * format.block_len(), 1024] {
+                for stored in [blocks(format, 16, cols, 2), wild(format, 16, cols)] {
+                    let panels = pack(format, 16, cols, &stored);
+                    let mut weights = vec![0.0; 16 * cols];
+                    format.dequantize(&stored, &mut weights);
+                    let rows = 5;
+                    // The largest magnitudes too.
+                    let mut x = noise(rows * cols, 3);
+                    x[..32].fill(1.0);
+                    x[cols..cols + 32].fill(-1.0);
+                    for isa in Isa::available() {
+                        let quantized = quantized(isa, &x, rows, cols);
+                        let got = products(isa, format, &panels, &quantized, 0..rows);
+                        for row in 0..rows {
+                            for column in 0..16 {
+                                let (mut sum, mut size) = (0.0f64, 0.0f64);
+                                for k in 0..cols {
+                                    let at = k / 32 * rows + row;
+                                    let x = f64::from(quantized.codes[at * 32 + k % 32])
+                                        * f64::from(quantized.scales[at]);
+                                    let term = x * f64::from(weights[column * cols + k]);
+                                    sum += term;
+                                    size += term.abs();
+                                }
+                                let got = f64::from(got[row * 16 + column]);
+                                assert!(
+                                    (got - sum).abs() <= 1e-5 * size + 1e-6,
+                                    "{format}, {cols} inputs [{row}, {column}] at {}: {got}, expected {sum}",
+                                    isa.name()
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others_and_with_avx2_and_avx512() {
+        for format in BlockFormat::ALL {
+            let cols = 2 * format.block_len();
+            let panels = pack(format, 16, cols, &wild(format, 16, cols));
+            let x = noise(33 * cols, 4);
+            let mut fused: Option<Vec<f32>> = None;
+            for isa in Isa::available() {
+                let all = quantized(isa, &x, 33, cols);
+                let together = products(isa, format, &panels, &all, 0..33);
+                for row in 0..33 {
+                    let alone = quantized(isa, &x[row * cols..][..cols], 1, cols);
+                    let expected = &together[row * 16..][..16];
+                    assert_eq!(products(isa, format, &panels, &alone, 0..1), expected, "{format}, row {row}");
+                    assert_eq!(products(isa, format, &panels, &all, row..row + 1), expected);
+                }
+                if isa.name() != "portable" {
+                    assert_eq!(*fused.get_or_insert_with(|| together.clone()), together, "{}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_its_row() {
+        for format in BlockFormat::ALL {
+            let cols = format.block_len();
+            let panels = pack(format, 16, cols, &blocks(format, 16, cols, 6));
+            let mut x = noise(3 * cols, 7);
+            let clean = x.clone();
+            x[cols + 3] = f32::NAN;
+            for isa in Isa::available() {
+                let got = products(isa, format, &panels, &quantized(isa, &x, 3, cols), 0..3);
+                let expected = products(isa, format, &panels, &quantized(isa, &clean, 3, cols), 0..3);
+                assert!(got[16..32].iter().all(|v| v.is_nan()), "{format}");
+                assert_eq!((&got[..16], &got[32..]), (&expected[..16], &expected[32..]));
+            }
+        }
+    }
+}
