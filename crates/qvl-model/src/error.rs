@@ -190,4 +190,44 @@ pub enum Error {
         /// What there is, worst first.
         available: String,
     },
+
+    /// A name that no weight format has.
+    #[error("no weight format {name:?}; there are stored, bf16, q8 and q4")]
+    WeightFormat {
+        /// What was asked for.
+        name: String,
+    },
+
+    /// A weight that cannot be quantised.
+    #[error("{file}: tensor {tensor}, row {row}: {source}")]
+    Quantize {
+        /// Its file.
+        file: String,
+        /// Its tensor.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// What is wrong with it.
+        source: crate::quant::Unquantizable,
+    },
+
+    /// There is no memory for a packed matrix.
+    #[error("tensor {tensor}: no memory to pack it: {source}")]
+    PackMemory {
+        /// The tensor.
+        tensor: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
+    /// bfloat16 weights were asked for, and a matrix is stored otherwise.
+    #[error("{file}: tensor {tensor} is stored as {got}, not as BF16; ask for weights as stored")]
+    NotBf16 {
+        /// Its file.
+        file: String,
+        /// Its tensor.
+        tensor: String,
+        /// How it is stored.
+        got: String,
+    },
 }

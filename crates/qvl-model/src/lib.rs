@@ -25,7 +25,7 @@ pub mod vision;
 pub mod weights;
 
 pub use backend::Backend;
-pub use backend::cpu::Cpu;
+pub use backend::cpu::{Cpu, CpuOptions, WeightFormat};
 pub use backend::reference::Reference;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generation, Token};

@@ -13,30 +13,47 @@ mod isa;
 mod kernels;
 mod linear;
 mod matrix;
+mod options;
 mod panel_dots;
 mod panels;
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use super::mat::Recycler;
-use super::{Backend, Experts, Gelu, HeadShape, KvPart, Linear, Mat, Taps, WeightPart};
-use crate::checkpoint::TensorView;
+use super::{Backend, Experts, Gelu, HeadShape, KvPart, Linear, Mat, Role, Taps, WeightPart};
+use crate::checkpoint::{Dtype, TensorView};
 use crate::error::{Error, Result};
 use crate::moe::route;
+use activations::QuantRows;
 pub use attention::CpuKv;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use matrix::CpuMatrix;
+pub use options::{CpuOptions, WeightFormat};
+use linear::Input;
 use matrix::{Segment, Stored};
+use panels::{PackError, Panels};
 
 /// Computes on this machine's cores.
 #[derive(Debug)]
 pub struct Cpu {
     pool: ThreadPool,
     isa: Isa,
+    options: CpuOptions,
     recycler: Arc<Recycler>,
+    /// Memory of quantised activations between two uses.
+    quantized: Mutex<Vec<QuantRows>>,
+}
+
+/// Physical cores this process may use: a second thread on a core shares its arithmetic units and gains
+/// nothing here.
+fn cores() -> usize {
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    num_cpus::get_physical().clamp(1, usable)
 }
 
 /// Values below which waking another thread costs more than it saves.
@@ -49,29 +66,40 @@ const RECYCLED_BYTES_MAX: usize = 256 << 20;
 const THREADS_MAX: usize = 1024;
 
 impl Cpu {
-    /// A backend with `threads` compute threads; 0 takes one for each core the process may use.
+    /// A backend with `threads` compute threads, everything else as by default.
     ///
     /// # Errors
-    /// [`Error::Threads`] if they cannot be started; [`Error::Isa`] if `QVL_ISA` asks for what is not there.
+    /// As [`with`](Self::with).
     pub fn new(threads: usize) -> Result<Self> {
-        Self::with_isa(threads, Isa::from_env()?)
+        Self::with(CpuOptions { threads, ..CpuOptions::default() })
     }
 
-    /// A backend that uses no better instructions than `isa`.
+    /// A backend as asked for.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
+    /// [`Error::Threads`] if the threads cannot be started; [`Error::Isa`] if `QVL_ISA` names what is not there.
+    pub fn with(options: CpuOptions) -> Result<Self> {
+        let threads = options.threads;
         if threads > THREADS_MAX {
             let reason = format!("at most {THREADS_MAX} can be asked for; 0 takes all cores");
             return Err(Error::Threads { threads, reason });
         }
+        let isa = match options.isa {
+            Some(isa) => isa,
+            None => Isa::from_env()?,
+        };
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(if threads == 0 { cores() } else { threads })
             .thread_name(|index| format!("qvl-compute-{index}"))
             .build()
             .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-        Ok(Self { pool, isa, recycler: Recycler::new(RECYCLED_BYTES_MAX) })
+        let recycler = Recycler::new(RECYCLED_BYTES_MAX);
+        Ok(Self { pool, isa, options, recycler, quantized: Mutex::new(Vec::with_capacity(4)) })
+    }
+
+    /// What it was asked for.
+    pub fn options(&self) -> CpuOptions {
+        self.options
     }
 
     /// Compute threads.
@@ -114,23 +142,82 @@ impl Cpu {
         y
     }
 
+    /// Gives `f` the activations in the form that products with `weight` want, on this backend's threads.
+    fn with_input<R: Send>(
+        &self,
+        weight: &CpuMatrix,
+        x: &Mat,
+        f: impl FnOnce(&Input<'_>) -> R + Send,
+    ) -> R {
+        self.pool.install(|| {
+            if self.options.exact || !weight.has_panels() || x.rows == 0 {
+                return f(&Input { x, quantized: None });
+            }
+            let mut quantized = self.quantized.lock().pop().unwrap_or_default();
+            quantized.resize(x.rows, x.cols);
+            quantized.quantize(self.isa, &x.values);
+            let result = f(&Input { x, quantized: Some(&quantized) });
+            self.quantized.lock().push(quantized);
+            result
+        })
+    }
+
     /// `y = x Wᵀ`
     fn weight_product(&self, weight: &CpuMatrix, x: &Mat, y: &mut Mat) {
-        self.pool.install(|| {
-            linear::product(self.isa, weight, &linear::Input { x }, y, |y, products, _| {
-                y.copy_from_slice(products);
-            });
+        self.with_input(weight, x, |input| {
+            linear::product(self.isa, weight, input, y, |y, products, _| y.copy_from_slice(products));
         });
     }
 
     /// `y (+)= x Wᵀ + bias`
     fn product(&self, linear: &Linear<Self>, x: &Mat, y: &mut Mat, add: bool) {
         let bias = linear.bias.as_deref();
-        self.pool.install(|| {
-            linear::product(self.isa, &linear.weight, &linear::Input { x }, y, |y, products, outputs| {
+        self.with_input(&linear.weight, x, |input| {
+            linear::product(self.isa, &linear.weight, input, y, |y, products, outputs| {
                 kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), add);
             });
         });
+    }
+
+    /// Keeps some outputs of a checkpoint's tensor as the options say.
+    fn segment(&self, part: &WeightPart) -> Result<Segment> {
+        let cols = part.inputs();
+        let wanted = match part.role {
+            Role::Vision => self.options.vision_weights,
+            _ => self.options.weights,
+        };
+        if wanted == WeightFormat::Bf16 && part.role != Role::Table && part.tensor.dtype() != Dtype::Bf16 {
+            return Err(Error::NotBf16 {
+                file: part.tensor.file().to_owned(),
+                tensor: part.tensor.name().to_owned(),
+                got: format!("{:?}", part.tensor.dtype()),
+            });
+        }
+        let Some(format) = wanted.block(part.role, cols) else {
+            return Ok(Segment::Stored(Stored::new(part)));
+        };
+        let stored = Stored::new(part);
+        let row_bytes = cols / format.block_len() * format.block_bytes();
+        let quantize = |rows: Range<usize>, out: &mut [u8]| -> Result<()> {
+            let mut values = self.fresh(rows.len(), cols);
+            stored.unpack(self.isa, rows.clone(), 0..cols, cols, &mut values.values);
+            for (offset, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+                format.quantize(values.row(offset), out).map_err(|source| Error::Quantize {
+                    file: part.tensor.file().to_owned(),
+                    tensor: part.tensor.name().to_owned(),
+                    row: part.outputs.start + rows.start + offset,
+                    source,
+                })?;
+            }
+            Ok(())
+        };
+        let packed = self.pool.install(|| Panels::pack(format, part.outputs.len(), cols, quantize));
+        packed.map(Segment::Panels).map_err(|error| match error {
+            PackError::Source(error) => error,
+            PackError::Memory(source) => {
+                Error::PackMemory { tensor: part.tensor.name().to_owned(), source }
+            }
+        })
     }
 }
 
@@ -148,9 +235,9 @@ impl Backend for Cpu {
         let cols = parts.first().map_or(0, WeightPart::inputs);
         let segments = parts.iter().map(|part| {
             assert_eq!(part.inputs(), cols, "stacked matrices have the same input width");
-            (Segment::Stored(Stored::new(part)), part.outputs.len())
+            Ok((self.segment(part)?, part.outputs.len()))
         });
-        Ok(CpuMatrix::new(segments.collect(), cols))
+        Ok(CpuMatrix::new(segments.collect::<Result<_>>()?, cols))
     }
 
     fn vector(&self, tensor: &TensorView) -> Result<Vec<f32>> {
@@ -202,8 +289,8 @@ impl Backend for Cpu {
     fn linear_gelu(&self, linear: &Linear<Self>, x: &Mat, kind: Gelu) -> Mat {
         let mut y = self.fresh(x.rows, linear.weight.rows());
         let bias = linear.bias.as_deref();
-        self.pool.install(|| {
-            linear::product(self.isa, &linear.weight, &linear::Input { x }, &mut y, |y, products, outputs| {
+        self.with_input(&linear.weight, x, |input| {
+            linear::product(self.isa, &linear.weight, input, &mut y, |y, products, outputs| {
                 kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), false);
                 match kind {
                     Gelu::Tanh => kernels::gelu_tanh(self.isa, y),
@@ -221,8 +308,8 @@ impl Backend for Cpu {
 
     fn swiglu(&self, gate: &CpuMatrix, up: &CpuMatrix, x: &Mat) -> Mat {
         let mut y = self.fresh(x.rows, gate.rows());
-        self.pool.install(|| {
-            linear::product_of_two(self.isa, [gate, up], &linear::Input { x }, &mut y, |y, gate, up| {
+        self.with_input(gate, x, |input| {
+            linear::product_of_two(self.isa, [gate, up], input, &mut y, |y, gate, up| {
                 kernels::swiglu(self.isa, gate, up, y);
             });
         });

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
+use qvl_model::CpuOptions;
 use qvl_model::backend::cpu::Isa;
 use qvl_model::checkpoint::Checkpoint;
 use qvl_model::{
@@ -423,8 +424,12 @@ pub(crate) fn tokenizer() -> Value {
 }
 
 /// The checkpoint of a folder on the CPU backend.
+pub(crate) fn open_with(dir: &Path, options: CpuOptions, residency: Residency) -> Model<Cpu> {
+    Model::load(Checkpoint::open(dir).unwrap(), Cpu::with(options).unwrap(), residency).unwrap()
+}
+
 pub(crate) fn open_on(dir: &Path, threads: usize, isa: Isa, residency: Residency) -> Model<Cpu> {
-    Model::load(Checkpoint::open(dir).unwrap(), Cpu::with_isa(threads, isa).unwrap(), residency).unwrap()
+    open_with(dir, CpuOptions { threads, isa: Some(isa), ..CpuOptions::default() }, residency)
 }
 
 /// On two threads, with the best instructions.

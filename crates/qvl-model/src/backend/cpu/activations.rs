@@ -26,6 +26,8 @@ pub(super) struct QuantRows {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub(super) struct Offsets {
+    /// Nothing: of codes that stand for themselves.
+    pub(super) none: i32,
     /// `-128 Σ x`
     pub(super) of_128: i32,
     /// `-8 Σ x`
@@ -111,6 +113,7 @@ fn quantize_body(x: &[f32], row: usize, out: &mut QuantRows) {
         out.scales[at] = scale;
         let sum = halves[0] + halves[1];
         out.offsets[at] = Offsets {
+            none: 0,
             of_128: -128 * sum,
             of_8: -8 * sum,
             of_32: [-32 * halves[0], -32 * halves[1]],

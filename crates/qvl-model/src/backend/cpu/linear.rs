@@ -7,10 +7,13 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::activations::QuantRows;
 use super::blocks::{Block, Tiling, for_each_block};
 use super::dots::{self, CHUNK, Dots, Weights};
 use super::isa::Isa;
 use super::matrix::{CpuMatrix, Segment};
+use super::panel_dots::{self, Product};
+use super::panels::PANEL;
 use crate::backend::Mat;
 use crate::backend::mat::Values;
 
@@ -35,6 +38,8 @@ struct Scratch {
     products: Values,
     /// Those of the second matrix of a pair.
     seconds: Values,
+    /// The products with panels, `[panel][row][16]`.
+    panels: Values,
 }
 
 thread_local! {
@@ -44,7 +49,10 @@ thread_local! {
 
 /// Rows of activations.
 pub(super) struct Input<'a> {
+    /// As they are.
     pub(super) x: &'a Mat,
+    /// In 8 bits, if quantised weights are to be multiplied in integers.
+    pub(super) quantized: Option<&'a QuantRows>,
 }
 
 /// For each row of `x` and each output of `weight`, gives the products to `finish(y, products, outputs)`:
@@ -61,8 +69,8 @@ pub(super) fn product(
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
     for_each_block(y, tiling(weight, x.rows), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { weights, products, .. } = scratch;
-            compute(isa, weight, input, &block, weights, products);
+            let Scratch { weights, products, panels, .. } = scratch;
+            compute(isa, weight, input, &block, weights, panels, products);
             let columns = block.place.columns.clone();
             for row in 0..block.place.rows.len() {
                 finish(block.row(row), &products[row * COLUMNS..][..columns.len()], columns.clone());
@@ -85,9 +93,9 @@ pub(super) fn product_of_two(
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
     for_each_block(y, tiling(first, x.rows), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { weights, products, seconds } = scratch;
-            compute(isa, first, input, &block, weights, products);
-            compute(isa, second, input, &block, weights, seconds);
+            let Scratch { weights, products, seconds, panels } = scratch;
+            compute(isa, first, input, &block, weights, panels, products);
+            compute(isa, second, input, &block, weights, panels, seconds);
             let count = block.place.columns.len();
             for row in 0..block.place.rows.len() {
                 let at = row * COLUMNS;
@@ -108,6 +116,7 @@ fn compute(
     input: &Input<'_>,
     block: &Block<'_>,
     unpacked: &mut Values,
+    by_panel: &mut Values,
     products: &mut Values,
 ) {
     let (rows, cols) = (block.place.rows.clone(), weight.cols());
@@ -156,5 +165,42 @@ fn compute(
                 start += k;
             }
         }
+        Segment::Panels(panels) => match input.quantized {
+            Some(quantized) => {
+                let wanted = outputs.start / PANEL..outputs.end.div_ceil(PANEL);
+                by_panel.resize(wanted.len() * x_rows * PANEL);
+                let mut job =
+                    Product { weights: panels, panels: wanted.clone(), x: quantized, rows, out: by_panel };
+                panel_dots::product(isa, &mut job);
+                for panel in 0..wanted.len() {
+                    let first = panel * PANEL;
+                    let count = PANEL.min(outputs.len() - first);
+                    for row in 0..x_rows {
+                        let from = &by_panel[(panel * x_rows + row) * PANEL..][..count];
+                        products[row * COLUMNS + first..][..count].copy_from_slice(from);
+                    }
+                }
+            }
+            // Exact activations: the weights' decoded values, as if they were stored so.
+            None => {
+                unpacked.resize(outputs.len() * cols);
+                for (row, out) in outputs.clone().zip(unpacked.chunks_exact_mut(cols)) {
+                    panels.unpack_row(row, out);
+                }
+                let mut job = Dots {
+                    x,
+                    x_rows,
+                    x_stride: cols,
+                    w: Weights::F32(unpacked),
+                    w_rows: outputs.len(),
+                    w_stride: cols,
+                    k: cols,
+                    out: products,
+                    out_stride: COLUMNS,
+                    add: false,
+                };
+                dots::dots(isa, &mut job);
+            }
+        },
     }
 }

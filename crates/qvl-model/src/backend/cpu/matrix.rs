@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 use super::dots::{self, Weights};
 use super::isa::Isa;
+use super::panels::Panels;
 use crate::backend::{Layout, WeightPart};
 use crate::checkpoint::{Dtype, TensorView};
 
@@ -23,6 +24,8 @@ pub struct CpuMatrix {
 pub(super) enum Segment {
     /// In the checkpoint.
     Stored(Stored),
+    /// Quantised and packed.
+    Panels(Panels),
 }
 
 /// Outputs read from the checkpoint's own bytes, a memory map usually.
@@ -72,7 +75,27 @@ impl CpuMatrix {
         let (segment, outputs) = self.segment(index, row..row + 1);
         match segment {
             Segment::Stored(stored) => stored.unpack(isa, outputs, 0..self.cols, self.cols, out),
+            Segment::Panels(panels) => panels.unpack_row(outputs.start, out),
         }
+    }
+
+    /// Whether a product with it needs quantised activations.
+    pub(super) fn has_panels(&self) -> bool {
+        self.segments.iter().any(|segment| matches!(segment, Segment::Panels(_)))
+    }
+
+    /// Bytes that a product with one row reads, wherever they lie.
+    pub fn bytes(&self) -> usize {
+        let mut start = 0;
+        let mut bytes = 0;
+        for (segment, &end) in self.segments.iter().zip(&self.borders) {
+            bytes += match segment {
+                Segment::Stored(stored) => (end - start) * self.cols * stored.tensor.dtype().bytes(),
+                Segment::Panels(panels) => panels.bytes(),
+            };
+            start = end;
+        }
+        bytes
     }
 }
 

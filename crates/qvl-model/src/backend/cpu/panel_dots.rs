@@ -9,9 +9,9 @@
 
 use std::ops::Range;
 
-use super::activations::QuantRows;
+use super::activations::{Offsets, QuantRows};
 use super::isa::dispatched;
-use super::panels::{BLOCK, PANEL, Panel, SCALE_BYTES, code_bytes, super_bytes};
+use super::panels::{BLOCK, PANEL, Panels, SCALE_BYTES, code_bytes, super_bytes};
 use crate::quant::BlockFormat;
 
 /// Bytes of one group of four inputs of a panel.
@@ -20,18 +20,31 @@ const GROUP_BYTES: usize = PANEL * 4;
 /// Groups of four inputs in a block.
 const GROUPS: usize = BLOCK / 4;
 
-/// The products of some rows with one panel.
+/// The products of some rows with some panels.
 pub(super) struct Product<'a> {
-    /// How the panel's weights are stored.
-    pub(super) format: BlockFormat,
     /// The weights.
-    pub(super) panel: Panel<'a>,
+    pub(super) weights: &'a Panels,
+    /// Which panels of them.
+    pub(super) panels: Range<usize>,
     /// The activations.
     pub(super) x: &'a QuantRows,
     /// Which of them.
     pub(super) rows: Range<usize>,
-    /// The results, `[rows][16]`.
+    /// The results, `[panel][row][16]`.
     pub(super) out: &'a mut [f32],
+}
+
+/// Where everything is that the inner loop reads: in registers, not behind a reference that a store might
+/// change.
+#[derive(Clone, Copy)]
+struct Places<const N: usize> {
+    codes: [*const u8; N],
+    scales: [*const u8; N],
+    supers: [*const u8; N],
+    /// Of the first row, `[block][row]`.
+    x_codes: *const i8,
+    x_scales: *const f32,
+    x_offsets: *const Offsets,
 }
 
 dispatched!(
@@ -46,6 +59,9 @@ dispatched!(
 trait Simd: Copy {
     /// Columns: 16, or 8 for half a panel.
     const COLUMNS: usize;
+    /// Whether there are registers for the codes of two panels: each byte of the activations is then read once
+    /// for both.
+    const PAIRS: bool;
     type Bytes: Copy;
     type Ints: Copy;
     type Floats: Copy;
@@ -82,6 +98,7 @@ struct Portable;
 
 impl Simd for Portable {
     const COLUMNS: usize = 16;
+    const PAIRS: bool = false;
     type Bytes = [u8; 64];
     type Ints = [i32; 16];
     type Floats = [f32; 16];
@@ -236,6 +253,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         const COLUMNS: usize = 8;
+        const PAIRS: bool = false;
         type Bytes = __m256i;
         type Ints = __m256i;
         type Floats = __m256;
@@ -376,6 +394,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         const COLUMNS: usize = 16;
+        const PAIRS: bool = true;
         type Bytes = __m512i;
         type Ints = __m512i;
         type Floats = __m512;
@@ -498,7 +517,8 @@ use x86::{Avx2, Avx512};
 
 /// How the codes of a block become bytes.
 trait Codes {
-    const BITS: u32;
+    /// Of a block of a panel.
+    const BYTES: usize;
 
     /// The eight groups of some columns: `from` points at the first group's bytes of them.
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS];
@@ -510,7 +530,7 @@ struct Bits5;
 struct Bits6;
 
 impl Codes for Bits8 {
-    const BITS: u32 = 8;
+    const BYTES: usize = code_bytes(BlockFormat::Q8_0);
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
@@ -526,7 +546,7 @@ impl Codes for Bits8 {
 }
 
 impl Codes for Bits4 {
-    const BITS: u32 = 4;
+    const BYTES: usize = code_bytes(BlockFormat::Q4K);
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
@@ -544,7 +564,7 @@ impl Codes for Bits4 {
 }
 
 impl Codes for Bits5 {
-    const BITS: u32 = 5;
+    const BYTES: usize = code_bytes(BlockFormat::Q5K);
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
@@ -567,7 +587,7 @@ impl Codes for Bits5 {
 }
 
 impl Codes for Bits6 {
-    const BITS: u32 = 6;
+    const BYTES: usize = code_bytes(BlockFormat::Q6K);
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS] {
@@ -590,74 +610,71 @@ impl Codes for Bits6 {
     }
 }
 
-/// What is done with the integer products of a block.
+/// How the integer products of a block become floats.
 trait Scaling {
+    /// Bytes of the scales of the scales of 256 inputs.
+    const SUPER_BYTES: usize;
     /// The scales of some columns in one block.
     type Scales<S: Simd>: Copy;
 
-    /// `block` of the panel, columns from `column` on.
-    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> Self::Scales<S>;
+    /// The scales of one block and what they are multiples of, both from the wanted columns on.
+    unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> Self::Scales<S>;
 
-    /// `sum` plus the scaled product of the block with row `at` of the activations.
-    unsafe fn add<S: Simd, C: Codes>(
-        job: &Product<'_>,
-        at: usize,
+    /// `sum` plus the scaled product of a block with a row's activations.
+    unsafe fn add<S: Simd>(
+        x: *const i8,
+        x_scale: *const f32,
+        offsets: *const Offsets,
         codes: &[S::Bytes; GROUPS],
         scales: Self::Scales<S>,
         sum: S::Floats,
     ) -> S::Floats;
 }
 
-/// A half-precision scale for 32 inputs, codes around `ZERO`.
-struct OneScale<const ZERO: u32>;
+/// A half-precision scale for 32 inputs, codes of `BITS` bits around the middle of their range.
+struct OneScale<const BITS: u32>;
 /// Scale and minimum for 32 inputs, each with a scale for 256.
-struct ScaleAndMin;
+struct ScaleAndMin<const BITS: u32>;
 /// Two scales for 16 inputs each, with a scale for 256; codes around 32.
 struct TwoScales;
 
-impl<const ZERO: u32> Scaling for OneScale<ZERO> {
+impl<const BITS: u32> Scaling for OneScale<BITS> {
+    const SUPER_BYTES: usize = 0;
     type Scales<S: Simd> = S::Floats;
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> S::Floats {
-        // SAFETY: the caller's: there is such a block, its scales are 16 halves.
-        unsafe { S::halves(job.panel.scales.as_ptr().add(block * SCALE_BYTES + 2 * column)) }
+    unsafe fn scales<S: Simd>(scales: *const u8, _: *const u8, column: usize) -> S::Floats {
+        // SAFETY: the caller's: 16 halves are there.
+        unsafe { S::halves(scales.add(2 * column)) }
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, C: Codes>(
-        job: &Product<'_>,
-        at: usize,
+    unsafe fn add<S: Simd>(
+        x: *const i8,
+        x_scale: *const f32,
+        offsets: *const Offsets,
         codes: &[S::Bytes; GROUPS],
         scales: S::Floats,
         sum: S::Floats,
     ) -> S::Floats {
-        // SAFETY: the caller's: there is such a row.
+        // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let offsets = job.x.offsets.as_ptr().add(at);
-            let offset = if ZERO == 128 { &raw const (*offsets).of_128 } else { &raw const (*offsets).of_8 };
-            let x = job.x.codes.as_ptr().add(at * BLOCK);
-            let ints = if C::BITS == 8 {
-                S::dot::<8, GROUPS>(offset, codes, 0, x)
-            } else {
-                S::dot::<4, GROUPS>(offset, codes, 0, x)
-            };
-            let scaled = S::product(S::to_floats(ints), S::splat(job.x.scales.as_ptr().add(at)));
-            S::add_product(sum, scaled, scales)
+            let offset = if BITS == 8 { &raw const (*offsets).of_128 } else { &raw const (*offsets).of_8 };
+            let ints = S::dot::<BITS, GROUPS>(offset, codes, 0, x);
+            S::add_product(sum, S::product(S::to_floats(ints), S::splat(x_scale)), scales)
         }
     }
 }
 
-impl Scaling for ScaleAndMin {
+impl<const BITS: u32> Scaling for ScaleAndMin<BITS> {
+    const SUPER_BYTES: usize = super_bytes(BlockFormat::Q4K);
     type Scales<S: Simd> = (S::Floats, S::Floats);
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> (S::Floats, S::Floats) {
-        // SAFETY: the caller's: there is such a block, its scales are 16 bytes and 16 bytes, those of the
-        // 256 inputs around it 16 halves and 16 halves.
+    unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> (S::Floats, S::Floats) {
+        // SAFETY: the caller's: 16 bytes and 16 bytes are there, and 16 halves and 16 halves.
         unsafe {
-            let scales = job.panel.scales.as_ptr().add(block * SCALE_BYTES + column);
-            let supers = job.panel.supers.as_ptr().add(block / 8 * super_bytes(job.format) + 2 * column);
+            let (scales, supers) = (scales.add(column), supers.add(2 * column));
             (
                 S::product(S::halves(supers), S::unsigned_bytes(scales)),
                 S::product(S::halves(supers.add(2 * PANEL)), S::unsigned_bytes(scales.add(PANEL))),
@@ -666,108 +683,152 @@ impl Scaling for ScaleAndMin {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, C: Codes>(
-        job: &Product<'_>,
-        at: usize,
+    unsafe fn add<S: Simd>(
+        x: *const i8,
+        x_scale: *const f32,
+        offsets: *const Offsets,
         codes: &[S::Bytes; GROUPS],
         (scales, mins): (S::Floats, S::Floats),
         sum: S::Floats,
     ) -> S::Floats {
-        // SAFETY: the caller's: there is such a row.
+        // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let x = job.x.codes.as_ptr().add(at * BLOCK);
-            let ints = if C::BITS == 4 {
-                S::dot::<4, GROUPS>(&0, codes, 0, x)
-            } else {
-                S::dot::<5, GROUPS>(&0, codes, 0, x)
-            };
-            let scaled = S::product(S::to_floats(ints), S::splat(job.x.scales.as_ptr().add(at)));
-            let sum = S::add_product(sum, scaled, scales);
-            S::add_product(sum, S::splat(&raw const (*job.x.offsets.as_ptr().add(at)).of_min), mins)
+            let ints = S::dot::<BITS, GROUPS>(&raw const (*offsets).none, codes, 0, x);
+            let sum = S::add_product(sum, S::product(S::to_floats(ints), S::splat(x_scale)), scales);
+            S::add_product(sum, S::splat(&raw const (*offsets).of_min), mins)
         }
     }
 }
 
 impl Scaling for TwoScales {
+    const SUPER_BYTES: usize = super_bytes(BlockFormat::Q6K);
     type Scales<S: Simd> = (S::Floats, S::Floats);
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(job: &Product<'_>, block: usize, column: usize) -> (S::Floats, S::Floats) {
-        // SAFETY: the caller's: there is such a block, its scales are twice 16 bytes, those of the 256 inputs
-        // around it 16 halves.
+    unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> (S::Floats, S::Floats) {
+        // SAFETY: the caller's: twice 16 bytes are there, and 16 halves.
         unsafe {
-            let scales = job.panel.scales.as_ptr().add(block * SCALE_BYTES + column);
-            let supers = job.panel.supers.as_ptr().add(block / 8 * super_bytes(job.format) + 2 * column);
-            let d = S::halves(supers);
+            let (scales, d) = (scales.add(column), S::halves(supers.add(2 * column)));
             (S::product(d, S::signed_bytes(scales)), S::product(d, S::signed_bytes(scales.add(PANEL))))
         }
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, C: Codes>(
-        job: &Product<'_>,
-        at: usize,
+    unsafe fn add<S: Simd>(
+        x: *const i8,
+        x_scale: *const f32,
+        offsets: *const Offsets,
         codes: &[S::Bytes; GROUPS],
         (first, second): (S::Floats, S::Floats),
         sum: S::Floats,
     ) -> S::Floats {
-        // SAFETY: the caller's: there is such a row.
+        // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let x = job.x.codes.as_ptr().add(at * BLOCK);
-            let offsets = (&raw const (*job.x.offsets.as_ptr().add(at)).of_32).cast::<i32>();
+            let offsets = (&raw const (*offsets).of_32).cast::<i32>();
             let low = S::dot::<6, { GROUPS / 2 }>(offsets, codes, 0, x);
             let high = S::dot::<6, { GROUPS / 2 }>(offsets.add(1), codes, GROUPS / 2, x.add(BLOCK / 2));
             let scaled = S::product(S::to_floats(low), first);
             let scaled = S::add_product(scaled, S::to_floats(high), second);
-            S::add_product(sum, scaled, S::splat(job.x.scales.as_ptr().add(at)))
+            S::add_product(sum, scaled, S::splat(x_scale))
         }
     }
 }
 
 #[inline(always)]
 fn run<S: Simd>(job: &mut Product<'_>) {
-    let blocks = job.x.blocks();
-    assert!(job.rows.end <= job.x.rows(), "panels: rows");
-    assert_eq!(job.panel.codes.len(), blocks * code_bytes(job.format), "panels: codes");
-    assert_eq!(job.panel.scales.len(), blocks * SCALE_BYTES, "panels: scales");
-    assert!(job.panel.supers.len() >= blocks / 8 * super_bytes(job.format), "panels: scales of scales");
-    assert!(job.out.len() >= job.rows.len() * PANEL, "panels: results");
-    assert_eq!(job.x.codes.len(), job.x.rows() * blocks * BLOCK, "panels: activations");
-    assert_eq!((job.x.scales.len(), job.x.offsets.len()), (job.x.rows() * blocks, job.x.rows() * blocks));
-    // SAFETY: all blocks of the panel, all rows of the activations and all results lie inside their slices,
-    // as was just asserted.
+    let (blocks, rows) = (job.x.blocks(), job.x.rows());
+    assert_eq!(blocks * BLOCK, job.weights.cols(), "panels: inputs");
+    assert!(job.rows.end <= rows, "panels: rows");
+    assert!(job.out.len() >= job.panels.len() * job.rows.len() * PANEL, "panels: results");
+    assert_eq!(job.x.codes.len(), rows * blocks * BLOCK, "panels: activations");
+    assert_eq!((job.x.scales.len(), job.x.offsets.len()), (rows * blocks, rows * blocks));
+    // SAFETY: a panel has all its blocks, as its own constructor ensures; all rows of the activations and all
+    // results lie inside their slices, as was just asserted.
     unsafe {
-        match job.format {
-            BlockFormat::Q8_0 => blocks_of::<S, Bits8, OneScale<128>>(job),
-            BlockFormat::Q4_0 => blocks_of::<S, Bits4, OneScale<8>>(job),
-            BlockFormat::Q4K => blocks_of::<S, Bits4, ScaleAndMin>(job),
-            BlockFormat::Q5K => blocks_of::<S, Bits5, ScaleAndMin>(job),
-            BlockFormat::Q6K => blocks_of::<S, Bits6, TwoScales>(job),
+        match job.weights.format() {
+            BlockFormat::Q8_0 => panels_of::<S, Bits8, OneScale<8>>(job),
+            BlockFormat::Q4_0 => panels_of::<S, Bits4, OneScale<4>>(job),
+            BlockFormat::Q4K => panels_of::<S, Bits4, ScaleAndMin<4>>(job),
+            BlockFormat::Q5K => panels_of::<S, Bits5, ScaleAndMin<5>>(job),
+            BlockFormat::Q6K => panels_of::<S, Bits6, TwoScales>(job),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn panels_of<S: Simd, C: Codes, F: Scaling>(job: &mut Product<'_>) {
+    let mut panel = job.panels.start;
+    while panel < job.panels.end {
+        // SAFETY: the caller's; panels from `panel` on exist.
+        unsafe {
+            if S::PAIRS && panel + 2 <= job.panels.end {
+                blocks_of::<S, C, F, 2>(job, panel);
+                panel += 2;
+            } else {
+                blocks_of::<S, C, F, 1>(job, panel);
+                panel += 1;
+            }
         }
     }
 }
 
 /// The codes of a block stay in registers while all rows go by; the sums of a row wait in the results.
 #[inline(always)]
-unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling>(job: &mut Product<'_>) {
-    let count = job.rows.len();
-    job.out[..count * PANEL].fill(0.0);
-    let out = job.out.as_mut_ptr();
-    for block in 0..job.x.blocks() {
-        let mut column = 0;
-        while column < PANEL {
-            // SAFETY: the caller's.
-            unsafe {
-                let from = job.panel.codes.as_ptr().add(block * code_bytes(job.format) + 4 * column);
-                let codes = C::unpack::<S>(from);
-                let scales = F::scales::<S>(job, block, column);
-                let first = block * job.x.rows() + job.rows.start;
-                for row in 0..count {
-                    let sum = out.add(row * PANEL + column);
-                    S::store(F::add::<S, C>(job, first + row, &codes, scales, S::floats(sum)), sum);
+unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Product<'_>, first: usize) {
+    let (count, rows, blocks) = (job.rows.len(), job.x.rows(), job.x.blocks());
+    let out = &mut job.out[(first - job.panels.start) * count * PANEL..][..N * count * PANEL];
+    out.fill(0.0);
+    let out = out.as_mut_ptr();
+    let code_bytes = const { C::BYTES };
+    // SAFETY: the caller's; each pointer stays inside the part of its panel or of the activations.
+    unsafe {
+        let mut places = Places {
+            codes: [std::ptr::null(); N],
+            scales: [std::ptr::null(); N],
+            supers: [std::ptr::null(); N],
+            x_codes: job.x.codes.as_ptr().add(job.rows.start * BLOCK),
+            x_scales: job.x.scales.as_ptr().add(job.rows.start),
+            x_offsets: job.x.offsets.as_ptr().add(job.rows.start),
+        };
+        for n in 0..N {
+            let panel = job.weights.panel(first + n);
+            places.codes[n] = panel.codes.as_ptr();
+            places.scales[n] = panel.scales.as_ptr();
+            places.supers[n] = panel.supers.as_ptr();
+        }
+        for block in 0..blocks {
+            let mut column = 0;
+            while column < PANEL {
+                let mut codes = [C::unpack::<S>(places.codes[0].add(block * code_bytes + 4 * column)); N];
+                let scales_of = |n: usize| {
+                    F::scales::<S>(
+                        places.scales[n].add(block * SCALE_BYTES),
+                        places.supers[n].add(block / 8 * F::SUPER_BYTES),
+                        column,
+                    )
+                };
+                let mut scales = [scales_of(0); N];
+                for n in 1..N {
+                    codes[n] = C::unpack::<S>(places.codes[n].add(block * code_bytes + 4 * column));
+                    scales[n] = scales_of(n);
                 }
+                let mut x = places.x_codes.add(block * rows * BLOCK);
+                let mut x_scale = places.x_scales.add(block * rows);
+                let mut offsets = places.x_offsets.add(block * rows);
+                let mut sum = out.add(column);
+                for _ in 0..count {
+                    for n in 0..N {
+                        let sum = sum.add(n * count * PANEL);
+                        let new = F::add::<S>(x, x_scale, offsets, &codes[n], scales[n], S::floats(sum));
+                        S::store(new, sum);
+                    }
+                    x = x.add(BLOCK);
+                    x_scale = x_scale.add(1);
+                    offsets = offsets.add(1);
+                    sum = sum.add(PANEL);
+                }
+                column += S::COLUMNS;
             }
-            column += S::COLUMNS;
         }
     }
 }
@@ -778,11 +839,11 @@ mod tests {
     use super::super::panels::tests::{blocks, noise, pack};
     use super::*;
 
-    fn products(isa: Isa, format: BlockFormat, panels: &super::super::panels::Panels, x: &QuantRows, rows: Range<usize>) -> Vec<f32> {
+    fn products(isa: Isa, panels: &Panels, x: &QuantRows, rows: Range<usize>) -> Vec<f32> {
         // A guard behind the results.
         let mut out = vec![7.25; rows.len() * PANEL + 16];
         let count = rows.len() * PANEL;
-        product(isa, &mut Product { format, panel: panels.panel(0), x, rows, out: &mut out });
+        product(isa, &mut Product { weights: panels, panels: 0..1, x, rows, out: &mut out });
         assert!(out[count..].iter().all(|&v| v == 7.25), "wrote outside its results");
         out.truncate(count);
         out
@@ -835,7 +896,7 @@ mod tests {
                     x[cols..cols + 32].fill(-1.0);
                     for isa in Isa::available() {
                         let quantized = quantized(isa, &x, rows, cols);
-                        let got = products(isa, format, &panels, &quantized, 0..rows);
+                        let got = products(isa, &panels, &quantized, 0..rows);
                         for row in 0..rows {
                             for column in 0..16 {
                                 let (mut sum, mut size) = (0.0f64, 0.0f64);
@@ -870,16 +931,36 @@ mod tests {
             let mut fused: Option<Vec<f32>> = None;
             for isa in Isa::available() {
                 let all = quantized(isa, &x, 33, cols);
-                let together = products(isa, format, &panels, &all, 0..33);
+                let together = products(isa, &panels, &all, 0..33);
                 for row in 0..33 {
                     let alone = quantized(isa, &x[row * cols..][..cols], 1, cols);
                     let expected = &together[row * 16..][..16];
-                    assert_eq!(products(isa, format, &panels, &alone, 0..1), expected, "{format}, row {row}");
-                    assert_eq!(products(isa, format, &panels, &all, row..row + 1), expected);
+                    assert_eq!(products(isa, &panels, &alone, 0..1), expected, "{format}, row {row}");
+                    assert_eq!(products(isa, &panels, &all, row..row + 1), expected);
                 }
                 if isa.name() != "portable" {
                     assert_eq!(*fused.get_or_insert_with(|| together.clone()), together, "{}", isa.name());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn several_panels_are_what_each_is_alone() {
+        for format in BlockFormat::ALL {
+            let cols = format.block_len();
+            let panels = pack(format, 16 * 3, cols, &wild(format, 16 * 3, cols));
+            let x = noise(2 * cols, 4);
+            for isa in Isa::available() {
+                let x = quantized(isa, &x, 2, cols);
+                let run = |panels_wanted: Range<usize>| {
+                    let mut out = vec![7.25; panels_wanted.len() * 2 * PANEL];
+                    let (weights, panels, rows) = (&panels, panels_wanted, 0..2);
+                    product(isa, &mut Product { weights, panels, x: &x, rows, out: &mut out });
+                    out
+                };
+                assert_eq!(run(0..3), [run(0..1), run(1..2), run(2..3)].concat(), "{format}");
+                assert_eq!(run(1..3), [run(1..2), run(2..3)].concat(), "{format}");
             }
         }
     }
@@ -893,8 +974,8 @@ mod tests {
             let clean = x.clone();
             x[cols + 3] = f32::NAN;
             for isa in Isa::available() {
-                let got = products(isa, format, &panels, &quantized(isa, &x, 3, cols), 0..3);
-                let expected = products(isa, format, &panels, &quantized(isa, &clean, 3, cols), 0..3);
+                let got = products(isa, &panels, &quantized(isa, &x, 3, cols), 0..3);
+                let expected = products(isa, &panels, &quantized(isa, &clean, 3, cols), 0..3);
                 assert!(got[16..32].iter().all(|v| v.is_nan()), "{format}");
                 assert_eq!((&got[..16], &got[32..]), (&expected[..16], &expected[32..]));
             }

@@ -55,7 +55,7 @@ impl std::fmt::Debug for Panels {
     }
 }
 
-/// The parts of a panel, for the kernels.
+/// The parts of a panel.
 pub(super) struct Panel<'a> {
     /// Codes, `cols / 32` times [`code_bytes`].
     pub(super) codes: &'a [u8],
