@@ -7,6 +7,7 @@
 
 mod activations;
 mod attention;
+mod attention_kernels;
 mod blocks;
 mod dots;
 mod isa;
@@ -30,7 +31,7 @@ use crate::checkpoint::{Dtype, TensorView};
 use crate::error::{Error, Result};
 use crate::moe::route;
 use activations::QuantRows;
-pub use attention::CpuKv;
+pub use attention::{CpuKv, KvFormat};
 pub use isa::{ISA_VARIABLE, Isa};
 pub use matrix::CpuMatrix;
 pub use options::{CpuOptions, WeightFormat};
@@ -47,6 +48,8 @@ pub struct Cpu {
     recycler: Arc<Recycler>,
     /// Memory of quantised activations between two uses.
     quantized: Mutex<Vec<QuantRows>>,
+    /// Memory of the vision tower's keys and values between two layers.
+    vision_kv: Mutex<Vec<CpuKv>>,
 }
 
 /// Physical cores this process may use: a second thread on a core shares its arithmetic units and gains
@@ -93,8 +96,14 @@ impl Cpu {
             .thread_name(|index| format!("qvl-compute-{index}"))
             .build()
             .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-        let recycler = Recycler::new(RECYCLED_BYTES_MAX);
-        Ok(Self { pool, isa, options, recycler, quantized: Mutex::new(Vec::with_capacity(4)) })
+        Ok(Self {
+            pool,
+            isa,
+            options,
+            recycler: Recycler::new(RECYCLED_BYTES_MAX),
+            quantized: Mutex::new(Vec::with_capacity(4)),
+            vision_kv: Mutex::new(Vec::with_capacity(4)),
+        })
     }
 
     /// What it was asked for.
@@ -245,7 +254,7 @@ impl Backend for Cpu {
     }
 
     fn kv(&self, layers: usize, shape: HeadShape) -> CpuKv {
-        CpuKv::new(layers, shape)
+        CpuKv::new(layers, shape, if self.options.exact { KvFormat::F32 } else { KvFormat::Bf16 })
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Mat {
@@ -354,7 +363,12 @@ impl Backend for Cpu {
 
     fn segment_attention(&self, qkv: &Mat, shape: HeadShape, cu_seqlens: &[usize]) -> Mat {
         assert_eq!((qkv.cols, cu_seqlens.last()), (shape.qkv_width(), Some(&qkv.rows)), "attention: shapes");
-        self.pool.install(|| attention::segments(self.isa, qkv, shape, cu_seqlens))
+        let memory = self.vision_kv.lock().pop().filter(|kv| kv.shape() == shape);
+        let mut memory = memory.unwrap_or_else(|| CpuKv::new(1, shape, KvFormat::F32));
+        let mut y = self.fresh(qkv.rows, shape.q_width());
+        self.pool.install(|| attention::segments(self.isa, qkv, shape, cu_seqlens, &mut memory, &mut y));
+        self.vision_kv.lock().push(memory);
+        y
     }
 
     fn kv_attention(
@@ -365,12 +379,10 @@ impl Backend for Cpu {
         shape: HeadShape,
         y: &mut Mat,
     ) {
-        for part in parts {
-            part.kv.append(layer, qkv, part.rows.clone(), shape);
-            self.pool.install(|| {
-                attention::causal(self.isa, part.kv, layer, qkv, part.rows.clone(), shape, y)
-            });
-        }
+        self.pool.install(|| {
+            let parts = parts.iter_mut().map(|part| (&mut *part.kv, part.rows.clone()));
+            attention::causal(self.isa, parts, layer, qkv, shape, y);
+        });
     }
 
     fn kv_truncate(&self, kv: &mut CpuKv, len: usize) {

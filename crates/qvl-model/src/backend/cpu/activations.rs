@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
 
+use rayon::prelude::*;
+
 use super::isa::{Isa, dispatched};
 use super::panels::BLOCK;
 
@@ -59,40 +61,71 @@ impl QuantRows {
         self.blocks
     }
 
-    /// Quantises `x`, `[rows, cols]`.
+    /// Quantises `x`, `[rows, cols]`; on the current pool's threads if there is much of it.
     pub(super) fn quantize(&mut self, isa: Isa, x: &[f32]) {
-        let cols = self.blocks * BLOCK;
-        assert_eq!(x.len(), self.rows * cols, "activations: shape");
-        for (row, x) in x.chunks_exact(cols.max(1)).enumerate() {
-            quantize_row(isa, x, row, self);
+        let (rows, cols) = (self.rows, self.blocks * BLOCK);
+        assert_eq!(x.len(), rows * cols, "activations: shape");
+        if x.is_empty() {
+            return;
         }
+        // Few blocks at a time are a few rows' cache lines at a time; enough of them that it pays to wake a
+        // thread.
+        let blocks_min = (PARALLEL_MIN / (rows * BLOCK)).clamp(1, self.blocks);
+        self.codes
+            .par_chunks_mut(blocks_min * rows * BLOCK)
+            .zip(self.scales.par_chunks_mut(blocks_min * rows))
+            .zip(self.offsets.par_chunks_mut(blocks_min * rows))
+            .enumerate()
+            .for_each(|(index, ((codes, scales), offsets))| {
+                let x = &x[index * blocks_min * BLOCK..];
+                quantize_blocks(isa, x, cols, rows, codes, scales, offsets);
+            });
     }
 }
 
+/// Values below which waking another thread costs more than it saves.
+const PARALLEL_MIN: usize = 1 << 15;
+
 dispatched!(
-    /// Quantises one row.
-    fn quantize_row(x: &[f32], row: usize, out: &mut QuantRows) = quantize_body
+    /// Quantises some blocks of all rows, which are `stride` values apart.
+    fn quantize_blocks(
+        x: &[f32],
+        stride: usize,
+        rows: usize,
+        codes: &mut [i8],
+        scales: &mut [f32],
+        offsets: &mut [Offsets],
+    ) = quantize_body
 );
 
 #[inline(always)]
-fn quantize_body(x: &[f32], row: usize, out: &mut QuantRows) {
-    let rows = out.rows;
-    let x = x.as_chunks::<BLOCK>().0;
-    let codes = out.codes.as_chunks_mut::<BLOCK>().0;
-    for block in 0..x.len() {
-        let values = &x[block];
-        let mut maxima = [0.0f32; 8];
-        let mut all_finite = true;
-        for k in 0..BLOCK {
-            let magnitude = values[k].abs();
-            all_finite &= magnitude < f32::INFINITY;
-            maxima[k % 8] = if magnitude > maxima[k % 8] { magnitude } else { maxima[k % 8] };
+fn quantize_body(
+    x: &[f32],
+    stride: usize,
+    rows: usize,
+    codes: &mut [i8],
+    scales: &mut [f32],
+    offsets: &mut [Offsets],
+) {
+    let codes = codes.as_chunks_mut::<BLOCK>().0;
+    for at in 0..scales.len() {
+        let (block, row) = (at / rows, at % rows);
+        let Some(values) = x[row * stride + block * BLOCK..].first_chunk::<BLOCK>() else { unreachable!() };
+        let mut maxima = [0.0f32; 16];
+        let mut finite = [true; 16];
+        for half in 0..2 {
+            for lane in 0..16 {
+                let magnitude = values[half * 16 + lane].abs();
+                finite[lane] &= magnitude < f32::INFINITY;
+                maxima[lane] = if magnitude > maxima[lane] { magnitude } else { maxima[lane] };
+            }
         }
         let mut max = 0.0;
-        for lane in 0..8 {
+        let mut all_finite = true;
+        for lane in 0..16 {
             max = if maxima[lane] > max { maxima[lane] } else { max };
+            all_finite &= finite[lane];
         }
-        let at = block * rows + row;
         // Whatever is multiplied with a block that has no finite values becomes NaN, in this row only.
         let scale = if all_finite { max / 127.0 } else { f32::NAN };
         let inverse = if all_finite && max > 0.0 { 127.0 / max } else { 0.0 };
@@ -110,9 +143,9 @@ fn quantize_body(x: &[f32], row: usize, out: &mut QuantRows) {
         for k in 0..BLOCK {
             codes[at][k] = rounded[k] as i8;
         }
-        out.scales[at] = scale;
         let sum = halves[0] + halves[1];
-        out.offsets[at] = Offsets {
+        scales[at] = scale;
+        offsets[at] = Offsets {
             none: 0,
             of_128: -128 * sum,
             of_8: -8 * sum,

@@ -1,52 +1,80 @@
 //! Attention, and the keys and values it reads.
 //!
-//! Keys lie in panels of 16 tokens, `[head_dim][16]`, so that 16 scores are one vector; values lie
-//! `[tokens][width]`, `width` being `head_dim` rounded up to 16. Panels sit at absolute positions, and a
-//! query's scores, their sum and the mixture are accumulated over its keys in ascending order: the result
-//! does not depend on how the prompt was cut.
+//! Keys and values of a head lie in pages of 64 tokens at absolute positions: keys in panels of 16 tokens,
+//! `[head_dim][16]`, so that 16 scores are one vector, values `[token][width]`, `width` being `head_dim` rounded
+//! up to 16. A query takes page after page with a running maximum and sum (online softmax): what happens to it
+//! depends on its own values and on the keys it may see, not on the queries beside it, nor on how the
+//! prompt was cut, nor on the threads. All query heads of a group read a page together.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
+use super::attention_kernels::{self as kernels, PAGE, Tile};
+use super::blocks::{Tiling, for_each_block};
 use super::isa::Isa;
-use super::kernels::{self, LANES};
+use super::kernels::LANES;
+use crate::backend::mat::Values;
 use crate::backend::{HeadShape, Mat};
 
-/// Queries handled together by one task: they read each key once from the cache.
-const TILE: usize = 32;
+/// Queries handled together, heads of a group counted singly: they share each unpacked page.
+const QUERIES: usize = 48;
+
+/// Scores below which waking another thread costs more than it saves.
+const PARALLEL_MIN: usize = 1 << 11;
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    /// Rounded to the nearest bfloat16.
+    Bf16,
+    /// As they are.
+    F32,
+}
 
 /// Keys and values of one head.
 #[derive(Clone, Debug, Default)]
 struct HeadKv {
-    /// `[panel][head_dim][16]`; unused places of the last panel are 0.
-    keys: Vec<f32>,
-    /// `[token][width]`
-    values: Vec<f32>,
+    /// Each with `64 * head_dim` keys, then `64 * width` values, of 2 or 4 bytes. Pages behind the last token
+    /// wait to be filled again.
+    pages: Vec<Values>,
     len: usize,
 }
 
 impl HeadKv {
-    fn push(&mut self, key: &[f32], value: &[f32]) {
-        let (head_dim, width, lane) = (key.len(), width(key.len()), self.len % LANES);
-        if lane == 0 {
-            self.keys.resize(self.keys.len() + head_dim * LANES, 0.0);
+    fn push(&mut self, format: KvFormat, key: &[f32], value: &[f32]) {
+        let (head_dim, width, slot) = (key.len(), width(key.len()), self.len % PAGE);
+        let values = PAGE * (head_dim + width);
+        if self.len / PAGE == self.pages.len() {
+            self.pages.push(Values::zeros(match format {
+                KvFormat::F32 => values,
+                KvFormat::Bf16 => values / 2,
+            }));
         }
-        let panel_start = self.len / LANES * head_dim * LANES;
-        for (d, &key) in key.iter().enumerate() {
-            self.keys[panel_start + d * LANES + lane] = key;
+        let page = &mut self.pages[self.len / PAGE];
+        let first_key = slot / LANES * head_dim * LANES + slot % LANES;
+        let first_value = PAGE * head_dim + slot * width;
+        match format {
+            KvFormat::F32 => {
+                for (d, &key) in key.iter().enumerate() {
+                    page[first_key + d * LANES] = key;
+                }
+                page[first_value..][..head_dim].copy_from_slice(value);
+            }
+            KvFormat::Bf16 => {
+                let page: &mut [u16] = bytemuck::cast_slice_mut(page);
+                for (d, &key) in key.iter().enumerate() {
+                    page[first_key + d * LANES] = bf16::from_f32(key).to_bits();
+                }
+                for (to, &value) in page[first_value..].iter_mut().zip(value) {
+                    *to = bf16::from_f32(value).to_bits();
+                }
+            }
         }
-        self.values.extend_from_slice(value);
-        self.values.resize((self.len + 1) * width, 0.0);
         self.len += 1;
-    }
-
-    fn truncate(&mut self, len: usize, head_dim: usize) {
-        if len < self.len {
-            self.keys.truncate(len.div_ceil(LANES) * head_dim * LANES);
-            self.values.truncate(len * width(head_dim));
-            self.len = len;
-        }
     }
 }
 
@@ -54,140 +82,240 @@ fn width(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
 }
 
-/// Keys and values of one sequence, f32, all layers.
+/// Keys and values of one sequence, all layers.
 #[derive(Clone, Debug)]
 pub struct CpuKv {
     /// `[layer][kv_head]`
     heads: Vec<HeadKv>,
     shape: HeadShape,
+    format: KvFormat,
 }
 
 impl CpuKv {
-    pub(super) fn new(layers: usize, shape: HeadShape) -> Self {
-        Self { heads: vec![HeadKv::default(); layers * shape.kv_heads], shape }
+    pub(super) fn new(layers: usize, shape: HeadShape, format: KvFormat) -> Self {
+        Self { heads: vec![HeadKv::default(); layers * shape.kv_heads], shape, format }
     }
 
+    pub(super) fn shape(&self) -> HeadShape {
+        self.shape
+    }
+
+    /// Bytes of the keys and values, filled or waiting.
+    pub fn bytes(&self) -> usize {
+        self.heads.iter().flat_map(|head| &head.pages).map(|page| page.len() * size_of::<f32>()).sum()
+    }
+
+    /// Appends the keys and values of some rows; on the current pool's threads if there are many.
     pub(super) fn append(&mut self, layer: usize, qkv: &Mat, rows: Range<usize>, shape: HeadShape) {
         assert_eq!(shape, self.shape, "the cache was made for another shape");
+        let format = self.format;
         let heads = &mut self.heads[layer * shape.kv_heads..][..shape.kv_heads];
-        for row in rows {
-            let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
-            let pairs = keys.chunks_exact(shape.head_dim).zip(values.chunks_exact(shape.head_dim));
-            for (head, (key, value)) in heads.iter_mut().zip(pairs) {
-                head.push(key, value);
+        let push = |(index, head): (usize, &mut HeadKv)| {
+            for row in rows.clone() {
+                let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
+                let at = index * shape.head_dim;
+                head.push(format, &keys[at..][..shape.head_dim], &values[at..][..shape.head_dim]);
             }
+        };
+        if rows.len() * shape.kv_width() >= 1 << 14 {
+            heads.par_iter_mut().enumerate().for_each(push);
+        } else {
+            heads.iter_mut().enumerate().for_each(push);
         }
     }
 
     pub(super) fn truncate(&mut self, len: usize) {
         for head in &mut self.heads {
-            head.truncate(len, self.shape.head_dim);
+            head.len = head.len.min(len);
         }
+    }
+
+    fn head(&self, layer: usize, kv_head: usize) -> &HeadKv {
+        &self.heads[layer * self.shape.kv_heads + kv_head]
     }
 }
 
-/// Queries of one task: rows of `qkv`, one key head, and how many keys each row sees.
-struct Task<'a> {
-    kv: &'a HeadKv,
+/// What a thread computes in.
+#[derive(Default)]
+struct Scratch {
+    /// `[query][head_dim]`, multiplied by the scale of the scores.
+    queries: Values,
+    /// `[query][64]`
+    scores: Values,
+    /// `[query][width]`
+    mixed: Values,
+    /// A page in f32.
+    page: Values,
+    /// Of each query: the largest score so far, the sum of exponentials, what to multiply the mixture by.
+    states: Vec<kernels::State>,
+}
+
+thread_local! {
+    /// Kept between operations: a steady decode step allocates nothing.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Lets some rows of queries attend to the keys of one head; results stay in `scratch.mixed`, row by row, the
+/// group's heads side by side. `visible(row)`: how many keys the row of that index sees, not descending.
+fn attend(
+    isa: Isa,
+    qkv: &Mat,
+    shape: HeadShape,
+    kv: (&HeadKv, KvFormat),
     kv_head: usize,
     rows: Range<usize>,
-    /// Keys that the first row sees, and whether each further row sees one more.
-    visible_first: usize,
-    causal: bool,
-}
-
-/// `[rows.len() * group, head_dim]` results of one task, row by row, the group's heads side by side.
-fn attend(isa: Isa, qkv: &Mat, shape: HeadShape, task: &Task<'_>) -> Vec<f32> {
+    visible: impl Fn(usize) -> usize,
+    scratch: &mut Scratch,
+) {
+    let (head, format) = kv;
     let (head_dim, width, group) = (shape.head_dim, width(shape.head_dim), shape.group());
-    let queries: Vec<f32> = task
-        .rows
-        .clone()
-        .flat_map(|row| &qkv.row(row)[task.kv_head * group * head_dim..][..group * head_dim])
-        .copied()
-        .collect();
-    let visible = |row: usize| task.visible_first + if task.causal { row } else { 0 };
-    let keys = visible(task.rows.len() - 1);
-    let stride = keys.next_multiple_of(LANES);
-    let query_count = task.rows.len() * group;
-    let mut scores = vec![0.0f32; query_count * stride];
-    for (panel_index, panel) in task.kv.keys.chunks_exact(head_dim * LANES).take(stride / LANES).enumerate() {
-        kernels::panel_scores(isa, &queries, head_dim, panel, &mut scores[panel_index * LANES..], stride);
-    }
-    let mut sums = vec![0.0f32; query_count];
-    for (index, (row, sum)) in scores.chunks_exact_mut(stride).zip(&mut sums).enumerate() {
-        kernels::softmax(isa, row, visible(index / group), shape.scale(), sum);
-    }
-    let mut mixed = vec![0.0f32; query_count * width];
-    kernels::mix(isa, &scores, stride, &task.kv.values, width, keys, &mut mixed);
-    let mut out = Vec::with_capacity(query_count * head_dim);
-    for (mixed, sum) in mixed.chunks_exact(width).zip(sums) {
-        out.extend(mixed[..head_dim].iter().map(|value| value / sum));
-    }
-    out
-}
-
-/// Runs the tasks on the current pool and writes their results into `y`, `[T, q_width]`.
-fn run(isa: Isa, qkv: &Mat, shape: HeadShape, tasks: &[Task<'_>], y: &mut Mat) {
-    let results: Vec<Vec<f32>> = tasks.par_iter().map(|task| attend(isa, qkv, shape, task)).collect();
-    let columns = shape.group() * shape.head_dim;
-    for (task, result) in tasks.iter().zip(results) {
-        for (row, values) in task.rows.clone().zip(result.chunks_exact(columns)) {
-            y.row_mut(row)[task.kv_head * columns..][..columns].copy_from_slice(values);
+    let count = rows.len() * group;
+    let Scratch { queries, scores, mixed, page: unpacked, states } = scratch;
+    queries.resize(count * head_dim);
+    scores.resize(count * PAGE);
+    mixed.resize(count * width);
+    mixed.fill(0.0);
+    states.clear();
+    states.resize(count, kernels::State::default());
+    let columns = group * head_dim;
+    for (row, queries) in rows.clone().zip(queries.chunks_exact_mut(columns)) {
+        let from = &qkv.row(row)[kv_head * columns..][..columns];
+        for (query, &value) in queries.iter_mut().zip(from) {
+            *query = value * shape.scale();
         }
     }
-}
-
-/// Full attention inside each segment.
-pub(super) fn segments(isa: Isa, qkv: &Mat, shape: HeadShape, cu_seqlens: &[usize]) -> Mat {
-    let segments: Vec<Range<usize>> = cu_seqlens.windows(2).map(|pair| pair[0]..pair[1]).collect();
-    let pairs: Vec<(usize, usize)> =
-        (0..segments.len()).flat_map(|s| (0..shape.kv_heads).map(move |h| (s, h))).collect();
-    let packed: Vec<HeadKv> = pairs
-        .par_iter()
-        .map(|&(segment, kv_head)| {
-            let mut head = HeadKv::default();
-            for row in segments[segment].clone() {
-                let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
-                let columns = kv_head * shape.head_dim..(kv_head + 1) * shape.head_dim;
-                head.push(&keys[columns.clone()], &values[columns]);
+    let keys = visible(rows.len() - 1);
+    for (index, page) in head.pages[..keys.div_ceil(PAGE)].iter().enumerate() {
+        let page: &[f32] = match format {
+            KvFormat::F32 => page,
+            KvFormat::Bf16 => {
+                unpacked.resize(PAGE * (head_dim + width));
+                kernels::unpack(isa, bytemuck::cast_slice(page), unpacked);
+                unpacked
             }
-            head
-        })
-        .collect();
-    let mut tasks = Vec::new();
-    for (&(segment, kv_head), kv) in pairs.iter().zip(&packed) {
-        let segment = segments[segment].clone();
-        for start in segment.clone().step_by(TILE) {
-            let rows = start..(start + TILE).min(segment.end);
-            tasks.push(Task { kv, kv_head, rows, visible_first: segment.len(), causal: false });
+        };
+        // Rows before the first one that sees this page are done.
+        let first_key = index * PAGE;
+        let first_row = (0..rows.len()).position(|row| visible(row) > first_key).unwrap_or(rows.len());
+        let skipped = first_row * group;
+        for (query, state) in states.iter_mut().enumerate().skip(skipped) {
+            state.visible = (visible(query / group) - first_key).min(PAGE);
+        }
+        let mut tile = Tile {
+            queries: &queries[skipped * head_dim..],
+            head_dim,
+            keys: &page[..PAGE * head_dim],
+            values: &page[PAGE * head_dim..],
+            width,
+            scores: &mut scores[skipped * PAGE..],
+            states: &mut states[skipped..],
+            mixed: &mut mixed[skipped * width..],
+        };
+        kernels::attend_page(isa, &mut tile);
+    }
+    for (state, mixed) in states.iter().zip(mixed.chunks_exact_mut(width)) {
+        for value in mixed {
+            *value /= state.sum;
         }
     }
-    let mut y = Mat::zeros(qkv.rows, shape.q_width());
-    run(isa, qkv, shape, &tasks, &mut y);
-    y
 }
 
-/// Causal attention of the rows that were appended last.
-pub(super) fn causal(
+/// Full attention inside each segment. `memory`: keys and values of an earlier call, used again.
+pub(super) fn segments(
     isa: Isa,
-    kv: &CpuKv,
+    qkv: &Mat,
+    shape: HeadShape,
+    cu_seqlens: &[usize],
+    memory: &mut CpuKv,
+    y: &mut Mat,
+) {
+    assert_eq!((memory.shape, memory.format), (shape, KvFormat::F32), "memory for another shape");
+    for segment in cu_seqlens.windows(2).map(|pair| pair[0]..pair[1]) {
+        if segment.is_empty() {
+            continue;
+        }
+        memory.truncate(0);
+        memory.append(0, qkv, segment.clone(), shape);
+        let (memory, len) = (&*memory, segment.len());
+        // Blocks of other segments' rows are left alone.
+        let row_borders = [segment.start, segment.end, y.rows];
+        let width = y.cols;
+        let tiling = Tiling {
+            row_borders: &row_borders,
+            borders: &[width],
+            row_block: (QUERIES / shape.group()).max(1),
+            col_block: shape.group() * shape.head_dim,
+        };
+        for_each_block(y, tiling, len * len * shape.heads >= PARALLEL_MIN, |mut block| {
+            if block.place.row_run != 1 {
+                return;
+            }
+            let kv_head = block.place.columns.start / tiling.col_block;
+            let kv = (memory.head(0, kv_head), memory.format);
+            SCRATCH.with_borrow_mut(|scratch| {
+                attend(isa, qkv, shape, kv, kv_head, block.place.rows.clone(), |_| len, scratch);
+                give(&mut block, shape, scratch);
+            });
+        });
+    }
+}
+
+/// Causal attention of a step: each part's rows are appended to its cache, then each row sees all up to itself.
+/// The parts' rows follow each other and are all rows there are.
+pub(super) fn causal<'p>(
+    isa: Isa,
+    parts: impl Iterator<Item = (&'p mut CpuKv, Range<usize>)>,
     layer: usize,
     qkv: &Mat,
-    rows: Range<usize>,
     shape: HeadShape,
     y: &mut Mat,
 ) {
-    let heads = &kv.heads[layer * shape.kv_heads..][..shape.kv_heads];
-    let mut tasks = Vec::new();
-    for (kv_head, kv) in heads.iter().enumerate() {
-        let before = kv.len - rows.len();
-        for start in rows.clone().step_by(TILE) {
-            let visible_first = before + (start - rows.start) + 1;
-            let rows = start..(start + TILE).min(rows.end);
-            tasks.push(Task { kv, kv_head, rows, visible_first, causal: true });
+    let mut row_borders: SmallVec<[usize; 16]> = SmallVec::new();
+    let mut caches: SmallVec<[(&CpuKv, usize); 16]> = SmallVec::new();
+    let mut scores = 0;
+    for (kv, rows) in parts {
+        assert_eq!(rows.start, row_borders.last().copied().unwrap_or(0), "parts follow each other");
+        kv.append(layer, qkv, rows.clone(), shape);
+        let before = kv.head(layer, 0).len - rows.len();
+        scores += rows.len() * (before + rows.len()) * shape.heads;
+        row_borders.push(rows.end);
+        caches.push((kv, before));
+    }
+    if qkv.rows == 0 {
+        return;
+    }
+    let width = y.cols;
+    let tiling = Tiling {
+        row_borders: &row_borders,
+        borders: &[width],
+        row_block: (QUERIES / shape.group()).max(1),
+        col_block: shape.group() * shape.head_dim,
+    };
+    for_each_block(y, tiling, scores >= PARALLEL_MIN, |mut block| {
+        let part = block.place.row_run;
+        let first = part.checked_sub(1).map_or(0, |before| row_borders[before]);
+        let (kv, before) = caches[part];
+        let rows = block.place.rows.clone();
+        let seen_by_first = before + rows.start - first + 1;
+        let kv_head = block.place.columns.start / tiling.col_block;
+        let head = (kv.head(layer, kv_head), kv.format);
+        SCRATCH.with_borrow_mut(|scratch| {
+            attend(isa, qkv, shape, head, kv_head, rows, |row| seen_by_first + row, scratch);
+            give(&mut block, shape, scratch);
+        });
+    });
+}
+
+/// Copies results to where they belong.
+fn give(block: &mut super::blocks::Block<'_>, shape: HeadShape, scratch: &Scratch) {
+    let width = width(shape.head_dim);
+    let rows = scratch.mixed.chunks_exact(width * shape.group());
+    for (row, mixed) in (0..block.place.rows.len()).zip(rows) {
+        let out = block.row(row).chunks_exact_mut(shape.head_dim);
+        for (out, mixed) in out.zip(mixed.chunks_exact(width)) {
+            out.copy_from_slice(&mixed[..shape.head_dim]);
         }
     }
-    run(isa, qkv, shape, &tasks, y);
 }
 
 #[cfg(test)]
@@ -199,8 +327,8 @@ mod tests {
 
     const SHAPES: [(usize, usize, usize); 6] =
         [(1, 1, 4), (4, 2, 10), (6, 2, 16), (2, 2, 24), (3, 1, 72), (5, 5, 8)];
-    /// Around the edges of a panel of keys and of a tile of queries.
-    const LENGTHS: [usize; 8] = [1, 2, 15, 16, 17, 32, 33, 50];
+    /// Around the edges of a panel of keys, of a tile of queries and of a page.
+    const LENGTHS: [usize; 9] = [1, 2, 15, 17, 33, 50, 64, 65, 130];
 
     fn noise(rows: usize, shape: HeadShape) -> Mat {
         let cols = shape.qkv_width();
@@ -235,60 +363,91 @@ mod tests {
         check(|isa, shape, rows| {
             let qkv = noise(rows, shape);
             let cu_seqlens = [0, rows.div_ceil(3), rows.div_ceil(3), rows];
-            let got = segments(isa, &qkv, shape, &cu_seqlens);
+            let mut got = Mat::zeros(rows, shape.q_width());
+            let mut memory = CpuKv::new(1, shape, KvFormat::F32);
+            segments(isa, &qkv, shape, &cu_seqlens, &mut memory, &mut got);
             let expected = Reference.segment_attention(&qkv, shape, &cu_seqlens);
             assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
         });
     }
 
+    /// A step of three sequences: one row, `rows` rows, one row.
+    fn step(isa: Isa, format: KvFormat, qkv: &Mat, shape: HeadShape) -> Mat {
+        let mut caches = [0; 3].map(|_| CpuKv::new(2, shape, format));
+        let [first, second, third] = &mut caches;
+        let mut y = Mat::zeros(qkv.rows, shape.q_width());
+        let parts = [(first, 0..1), (second, 1..qkv.rows - 1), (third, qkv.rows - 1..qkv.rows)];
+        causal(isa, parts.into_iter(), 1, qkv, shape, &mut y);
+        y
+    }
+
     #[test]
-    fn causal_equals_the_formula_and_writes_no_other_row() {
+    fn causal_equals_the_formula() {
         check(|isa, shape, rows| {
             let qkv = noise(rows + 2, shape);
-            let chosen = 1..rows + 1;
-            let mut kv = CpuKv::new(2, shape);
-            kv.append(1, &qkv, chosen.clone(), shape);
-            let mut got = Mat {
-                values: vec![7.5; (rows + 2) * shape.q_width()].into(),
-                ..Mat::zeros(rows + 2, shape.q_width())
-            };
-            causal(isa, &kv, 1, &qkv, chosen.clone(), shape, &mut got);
-
-            let mut reference = Reference.kv(2, shape);
-            let mut expected = Mat { values: vec![7.5; got.values.len()].into(), ..got };
-            let mut parts = [KvPart { kv: &mut reference, rows: chosen }];
-            Reference.kv_attention(&mut parts, 1, &qkv, shape, &mut expected);
-            assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
-            assert!(
-                got.row(0).iter().chain(got.row(rows + 1)).all(|&value| value == 7.5),
-                "wrote outside its rows"
-            );
+            let got = step(isa, KvFormat::F32, &qkv, shape);
+            // What the cache keeps of it in bfloat16 is what the formula is given.
+            let mut rounded = qkv.clone();
+            for row in 0..rows + 2 {
+                for value in &mut rounded.row_mut(row)[shape.q_width()..] {
+                    *value = bf16::from_f32(*value).to_f32();
+                }
+            }
+            let got_rounded = step(isa, KvFormat::Bf16, &qkv, shape);
+            for (qkv, got) in [(qkv, got), (rounded, got_rounded)] {
+                let mut caches = [0; 3].map(|_| Reference.kv(2, shape));
+                let ranges = [0..1, 1..rows + 1, rows + 1..rows + 2];
+                let mut parts: Vec<_> =
+                    caches.iter_mut().zip(ranges).map(|(kv, rows)| KvPart { kv, rows }).collect();
+                let mut expected = Mat::zeros(rows + 2, shape.q_width());
+                Reference.kv_attention(&mut parts, 1, &qkv, shape, &mut expected);
+                assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
+            }
         });
     }
 
     #[test]
     fn cut_anywhere_and_cut_back_it_has_the_same_bits() {
         let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 10 };
-        for rows in LENGTHS {
-            let qkv = noise(rows, shape);
-            let other = Mat { values: qkv.values.iter().map(|v| 1.0 - v).collect::<Vec<f32>>().into(), ..qkv };
-            let mut whole = Mat::zeros(rows, shape.q_width());
-            let mut kv = CpuKv::new(1, shape);
-            kv.append(0, &qkv, 0..rows, shape);
-            causal(Isa::detect(), &kv, 0, &qkv, 0..rows, shape, &mut whole);
-            for cut in 0..rows {
-                // What is given up is not what comes again.
-                kv.truncate(cut);
-                kv.append(0, &other, cut..rows, shape);
-                kv.truncate(cut);
-                let mut parts = Mat::zeros(rows, shape.q_width());
-                let mut fresh = CpuKv::new(1, shape);
-                for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
-                    kv.append(0, &qkv, range.clone(), shape);
-                    causal(Isa::detect(), kv, 0, &qkv, range, shape, &mut parts);
+        for (isa, format) in
+            Isa::available().into_iter().flat_map(|isa| [(isa, KvFormat::Bf16), (isa, KvFormat::F32)])
+        {
+            for rows in LENGTHS {
+                let qkv = noise(rows, shape);
+                let mut other = qkv.clone();
+                other.values.iter_mut().for_each(|v| *v = 1.0 - *v);
+                let mut whole = Mat::zeros(rows, shape.q_width());
+                let mut kv = CpuKv::new(1, shape, format);
+                causal(isa, [(&mut kv, 0..rows)].into_iter(), 0, &qkv, shape, &mut whole);
+                for cut in 1..rows {
+                    // What is given up is not what comes again.
+                    kv.truncate(cut);
+                    kv.append(0, &other, cut..rows, shape);
+                    kv.truncate(cut);
+                    let mut fresh = CpuKv::new(1, shape, format);
+                    for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
+                        let part =
+                            Mat::from_slice(range.len(), qkv.cols, &qkv.values[range.start * qkv.cols..range.end * qkv.cols]);
+                        let mut y = Mat::zeros(range.len(), shape.q_width());
+                        causal(isa, [(kv, 0..range.len())].into_iter(), 0, &part, shape, &mut y);
+                        let expected = &whole.values[range.start * y.cols..range.end * y.cols];
+                        assert_eq!(*y.values, *expected, "{rows} rows cut at {cut}");
+                    }
                 }
-                assert_eq!(parts, whole, "{rows} rows cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn pages_that_were_given_up_are_filled_again() {
+        let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 8 };
+        let qkv = noise(130, shape);
+        let mut kv = CpuKv::new(1, shape, KvFormat::Bf16);
+        kv.append(0, &qkv, 0..130, shape);
+        // 3 pages of 64 tokens: keys of 8, values of 16, 2 bytes each.
+        assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
+        kv.truncate(0);
+        kv.append(0, &qkv, 0..130, shape);
+        assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
     }
 }

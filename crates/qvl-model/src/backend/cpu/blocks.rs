@@ -12,8 +12,8 @@ use crate::backend::Mat;
 /// A matrix cut into blocks of at most so many rows and columns; a block never crosses a border.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tiling<'a> {
-    /// Rows of the matrix.
-    pub(super) rows: usize,
+    /// Where runs of rows end, ascending; the last is the height of the matrix.
+    pub(super) row_borders: &'a [usize],
     /// Where runs of columns end, ascending; the last is the width of the matrix.
     pub(super) borders: &'a [usize],
     /// Most rows of a block.
@@ -22,46 +22,54 @@ pub(super) struct Tiling<'a> {
     pub(super) col_block: usize,
 }
 
+/// How many blocks the runs that end at `borders` are cut into.
+fn count(borders: &[usize], size: usize) -> usize {
+    let mut start = 0;
+    let mut blocks = 0;
+    for &end in borders {
+        blocks += (end - start).div_ceil(size);
+        start = end;
+    }
+    blocks
+}
+
+/// Block `index` of them, and its run.
+fn nth(borders: &[usize], size: usize, mut index: usize) -> (usize, Range<usize>) {
+    let mut start = 0;
+    for (run, &end) in borders.iter().enumerate() {
+        let blocks = (end - start).div_ceil(size);
+        if index < blocks {
+            let first = start + index * size;
+            return (run, first..(first + size).min(end));
+        }
+        index -= blocks;
+        start = end;
+    }
+    unreachable!("fewer blocks than were counted")
+}
+
 impl Tiling<'_> {
     /// How many blocks there are.
     fn len(&self) -> usize {
-        let mut start = 0;
-        let mut columns = 0;
-        for &end in self.borders {
-            columns += (end - start).div_ceil(self.col_block);
-            start = end;
-        }
-        columns * self.rows.div_ceil(self.row_block)
+        count(self.borders, self.col_block) * count(self.row_borders, self.row_block)
     }
 
     /// Block `index`: blocks of the same columns follow each other, so that their weights are read once.
     fn get(&self, index: usize) -> Place {
-        let row_blocks = self.rows.div_ceil(self.row_block);
-        let first_row = index % row_blocks * self.row_block;
-        let mut column_block = index / row_blocks;
-        let mut start = 0;
-        for (run, &end) in self.borders.iter().enumerate() {
-            let blocks = (end - start).div_ceil(self.col_block);
-            if column_block < blocks {
-                let first = start + column_block * self.col_block;
-                return Place {
-                    run,
-                    rows: first_row..(first_row + self.row_block).min(self.rows),
-                    columns: first..(first + self.col_block).min(end),
-                };
-            }
-            column_block -= blocks;
-            start = end;
-        }
-        unreachable!("block {index} of {}", self.len())
+        let row_blocks = count(self.row_borders, self.row_block);
+        let (row_run, rows) = nth(self.row_borders, self.row_block, index % row_blocks);
+        let (run, columns) = nth(self.borders, self.col_block, index / row_blocks);
+        Place { run, row_run, rows, columns }
     }
 }
 
 /// Where a block lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Between which borders.
+    /// Its run of columns.
     pub(super) run: usize,
+    /// Its run of rows.
+    pub(super) row_run: usize,
     /// Its rows.
     pub(super) rows: Range<usize>,
     /// Its columns.
@@ -95,15 +103,15 @@ unsafe impl Sync for Shared {}
 /// Runs `f` on every block of `y`; on the current pool's threads if `parallel`.
 pub(super) fn for_each_block(y: &mut Mat, tiling: Tiling<'_>, parallel: bool, f: impl Fn(Block<'_>) + Sync) {
     assert_eq!(Some(&y.cols), tiling.borders.last(), "the borders end with the matrix");
-    assert_eq!(y.rows, tiling.rows);
-    assert!(tiling.borders.is_sorted());
+    assert_eq!(Some(&y.rows), tiling.row_borders.last(), "the borders end with the matrix");
+    assert!(tiling.borders.is_sorted() && tiling.row_borders.is_sorted());
     assert_eq!(y.values.len(), y.rows * y.cols);
     let stride = y.cols;
     let base = Shared(y.values.as_mut_ptr());
     let run = |index: usize| {
         let base = &base;
         let place = tiling.get(index);
-        // SAFETY: the place lies inside the matrix: its rows end at `rows` and its columns at a border.
+        // SAFETY: the place lies inside the matrix: its rows and its columns end at a border.
         let first = unsafe { base.0.add(place.rows.start * stride + place.columns.start) };
         f(Block { first, stride, place, matrix: PhantomData });
     };
@@ -124,10 +132,13 @@ mod tests {
             let width = *borders.last().unwrap();
             for (row_block, col_block) in [(1, 1), (2, 4), (100, 100), (3, 5)] {
                 let mut y = Mat::zeros(rows, width);
-                let tiling = Tiling { rows, borders: &borders, row_block, col_block };
+                let row_borders = [rows / 2, rows];
+                let tiling = Tiling { row_borders: &row_borders, borders: &borders, row_block, col_block };
                 for_each_block(&mut y, tiling, true, |mut block| {
                     let Range { start, end } = block.place.columns;
                     assert!(borders.iter().all(|border| !(start + 1..end).contains(border)));
+                    let rows = &block.place.rows;
+                    assert!(!(rows.start + 1..rows.end).contains(&row_borders[0]));
                     for row in 0..block.place.rows.len() {
                         for (offset, value) in block.row(row).iter_mut().enumerate() {
                             *value += 1.0 + offset as f32 + start as f32;

@@ -17,21 +17,6 @@ dispatched!(
     fn finish(y: &mut [f32], products: &[f32], bias: Option<&[f32]>, add: bool) = finish_body
 );
 dispatched!(
-    /// `scores[m][..16] = q_m · panel` for a panel of 16 keys stored `[head_dim][16]`.
-    fn panel_scores(q: &[f32], head_dim: usize, panel: &[f32], scores: &mut [f32], stride: usize)
-        = panel_scores_body::<Portable, 4>, panel_scores_body::<Avx2, 4>, panel_scores_body::<Avx512, 8>
-);
-dispatched!(
-    /// `out[m] = Σ_j weights[m][j] * values[j]` over the first `keys` rows of `values`, `[.., width]`, width a
-    /// multiple of 16. A weight of 0 hides a key.
-    fn mix(weights: &[f32], stride: usize, values: &[f32], width: usize, keys: usize, out: &mut [f32])
-        = mix_body::<Portable, 4>, mix_body::<Avx2, 4>, mix_body::<Avx512, 8>
-);
-dispatched!(
-    /// `row = exp(scale * row - max)`, the part of `row` from `visible` on set to 0; `sum` gets the sum.
-    fn softmax(row: &mut [f32], visible: usize, scale: f32, sum: &mut f32) = softmax_body
-);
-dispatched!(
     /// RMSNorm in place.
     fn rms_norm(row: &mut [f32], weight: &[f32], eps: f32) = rms_norm_body
 );
@@ -56,7 +41,7 @@ dispatched!(
 ///
 /// Invariant: the two implementations with intrinsics are only used by bodies that `dispatched!` compiles
 /// for their instruction set.
-trait Lanes: Copy {
+pub(super) trait Lanes: Copy {
     fn zero() -> Self;
     fn load(values: &[f32; LANES]) -> Self;
     fn splat(value: f32) -> Self;
@@ -66,7 +51,7 @@ trait Lanes: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct Portable([f32; LANES]);
+pub(super) struct Portable([f32; LANES]);
 
 impl Lanes for Portable {
     #[inline(always)]
@@ -103,7 +88,7 @@ mod x86 {
     use super::{LANES, Lanes};
 
     #[derive(Clone, Copy)]
-    pub(super) struct Avx2(__m256, __m256);
+    pub(in crate::backend::cpu) struct Avx2(__m256, __m256);
 
     impl Lanes for Avx2 {
         #[inline(always)]
@@ -146,7 +131,7 @@ mod x86 {
     }
 
     #[derive(Clone, Copy)]
-    pub(super) struct Avx512(__m512);
+    pub(in crate::backend::cpu) struct Avx512(__m512);
 
     impl Lanes for Avx512 {
         #[inline(always)]
@@ -184,11 +169,11 @@ mod x86 {
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{Avx2, Avx512};
+pub(super) use x86::{Avx2, Avx512};
 
 /// Sums the lanes in halves: 16, 8, 4, 2, 1.
 #[inline(always)]
-fn reduce(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn reduce(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -199,132 +184,8 @@ fn reduce(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// A score is summed over the head's dimensions in ascending order, one rounding each.
-#[inline(always)]
-fn panel_scores_body<V: Lanes, const MR: usize>(
-    q: &[f32],
-    head_dim: usize,
-    panel: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-) {
-    let rows = q.len() / head_dim;
-    let mut m = 0;
-    while m + MR <= rows {
-        panel_scores_tile::<V, MR>(&q[m * head_dim..], head_dim, panel, &mut scores[m * stride..], stride);
-        m += MR;
-    }
-    while m < rows {
-        panel_scores_tile::<V, 1>(&q[m * head_dim..], head_dim, panel, &mut scores[m * stride..], stride);
-        m += 1;
-    }
-}
-
-#[inline(always)]
-fn panel_scores_tile<V: Lanes, const MR: usize>(
-    q: &[f32],
-    head_dim: usize,
-    panel: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-) {
-    let mut acc = [V::zero(); MR];
-    let q: [&[f32]; MR] = std::array::from_fn(|m| &q[m * head_dim..][..head_dim]);
-    let panel = &panel.as_chunks::<LANES>().0[..head_dim];
-    for d in 0..head_dim {
-        let key = V::load(&panel[d]);
-        for m in 0..MR {
-            acc[m] = acc[m].add_product(V::splat(q[m][d]), key);
-        }
-    }
-    for m in 0..MR {
-        scores[m * stride..][..LANES].copy_from_slice(&acc[m].values());
-    }
-}
-
-/// An output is summed over the keys in ascending order, one rounding each.
-#[inline(always)]
-fn mix_body<V: Lanes, const MR: usize>(
-    weights: &[f32],
-    stride: usize,
-    values: &[f32],
-    width: usize,
-    keys: usize,
-    out: &mut [f32],
-) {
-    let rows = out.len() / width;
-    let mut m = 0;
-    while m + MR <= rows {
-        mix_tile::<V, MR>(&weights[m * stride..], stride, values, width, keys, &mut out[m * width..]);
-        m += MR;
-    }
-    while m < rows {
-        mix_tile::<V, 1>(&weights[m * stride..], stride, values, width, keys, &mut out[m * width..]);
-        m += 1;
-    }
-}
-
-#[inline(always)]
-fn mix_tile<V: Lanes, const MR: usize>(
-    weights: &[f32],
-    stride: usize,
-    values: &[f32],
-    width: usize,
-    keys: usize,
-    out: &mut [f32],
-) {
-    let weights: [&[f32]; MR] = std::array::from_fn(|m| &weights[m * stride..][..keys]);
-    let (values, columns) = (values.as_chunks::<LANES>().0, width / LANES);
-    let values = &values[..keys * columns];
-    for column in 0..columns {
-        let mut acc = [V::zero(); MR];
-        for j in 0..keys {
-            let value = V::load(&values[j * columns + column]);
-            for m in 0..MR {
-                acc[m] = acc[m].add_product(V::splat(weights[m][j]), value);
-            }
-        }
-        for m in 0..MR {
-            out[m * width + column * LANES..][..LANES].copy_from_slice(&acc[m].values());
-        }
-    }
-}
-
 // Plain indices from here on: iterator adaptors are not reliably inlined into functions compiled for other
 // target features (seen in `unpack_bf16`, where calls took most of a decode step).
-
-#[inline(always)]
-fn softmax_body(row: &mut [f32], visible: usize, scale: f32, sum: &mut f32) {
-    let (seen, hidden) = row.split_at_mut(visible);
-    hidden.fill(0.0);
-    let (whole, rest) = seen.as_chunks_mut::<LANES>();
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    for at in 0..whole.len() {
-        for lane in 0..LANES {
-            maxima[lane] = if whole[at][lane] > maxima[lane] { whole[at][lane] } else { maxima[lane] };
-        }
-    }
-    for lane in 0..rest.len() {
-        maxima[lane] = if rest[lane] > maxima[lane] { rest[lane] } else { maxima[lane] };
-    }
-    let mut max = maxima[0];
-    for lane in 1..LANES {
-        max = if maxima[lane] > max { maxima[lane] } else { max };
-    }
-    let max = max * scale;
-    let mut sums = [0.0f32; LANES];
-    for at in 0..whole.len() {
-        for lane in 0..LANES {
-            whole[at][lane] = exp(whole[at][lane] * scale - max);
-            sums[lane] += whole[at][lane];
-        }
-    }
-    for lane in 0..rest.len() {
-        rest[lane] = exp(rest[lane] * scale - max);
-        sums[lane] += rest[lane];
-    }
-    *sum = reduce(sums);
-}
 
 /// `Σ (v - shift)^power`, power 1 or 2, lane by lane.
 #[inline(always)]
@@ -425,7 +286,7 @@ fn rotate_body(head: &mut [f32], rotary: &[f32]) {
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, `ln 2` in two parts so that little of `r` is lost, the Taylor
 /// polynomial of degree 7 in `r` (its remainder at `ln 2 / 2` is 5e-9), and `2ⁿ` by the exponent bits.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to an integer: 1.5 * 2^23.
@@ -522,22 +383,6 @@ mod tests {
                 swiglu(isa, &row, &weight, &mut out);
                 out
             });
-            same_at_every_level("softmax", |isa| {
-                let mut row = row.clone();
-                let mut sum = 0.0;
-                softmax(isa, &mut row, size.div_ceil(2), 3.0, &mut sum);
-                row.push(sum);
-                row
-            });
         }
-    }
-
-    #[test]
-    fn softmax_hides_what_is_not_visible() {
-        let mut row = [1.0, 2.0, 9.0, f32::NAN];
-        let mut sum = 0.0;
-        softmax(Isa::detect(), &mut row, 2, 1.0, &mut sum);
-        assert_eq!(row[2..], [0.0, 0.0]);
-        assert!((sum - (1.0 + (-1.0f32).exp())).abs() < 1e-6);
     }
 }

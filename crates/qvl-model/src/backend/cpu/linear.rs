@@ -65,9 +65,12 @@ pub(super) fn product(
     finish: impl Fn(&mut [f32], &[f32], Range<usize>) + Sync,
 ) {
     let x = input.x;
+    if x.rows == 0 {
+        return;
+    }
     assert_eq!((x.cols, y.cols, x.rows), (weight.cols(), weight.rows(), y.rows), "linear: shapes");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(y, tiling(weight, x.rows), parallel, |mut block| {
+    for_each_block(y, tiling(weight, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, products, panels, .. } = scratch;
             compute(isa, weight, input, &block, weights, panels, products);
@@ -88,10 +91,13 @@ pub(super) fn product_of_two(
     finish: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
 ) {
     let x = input.x;
+    if x.rows == 0 {
+        return;
+    }
     assert_eq!((x.cols, y.cols, x.rows), (first.cols(), first.rows(), y.rows), "linear: shapes");
     assert_eq!((first.cols(), first.borders()), (second.cols(), second.borders()), "a pair of one shape");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(y, tiling(first, x.rows), parallel, |mut block| {
+    for_each_block(y, tiling(first, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, products, seconds, panels } = scratch;
             compute(isa, first, input, &block, weights, panels, products);
@@ -105,8 +111,8 @@ pub(super) fn product_of_two(
     });
 }
 
-fn tiling(weight: &CpuMatrix, rows: usize) -> Tiling<'_> {
-    Tiling { rows, borders: weight.borders(), row_block: ROWS, col_block: COLUMNS }
+fn tiling<'a>(weight: &'a CpuMatrix, row_borders: &'a [usize]) -> Tiling<'a> {
+    Tiling { row_borders, borders: weight.borders(), row_block: ROWS, col_block: COLUMNS }
 }
 
 /// The products of one block, `[rows][COLUMNS]`.
