@@ -68,9 +68,8 @@ impl QuantRows {
         if x.is_empty() {
             return;
         }
-        // Few blocks at a time are a few rows' cache lines at a time; enough of them that it pays to wake a
-        // thread.
-        let blocks_min = (PARALLEL_MIN / (rows * BLOCK)).clamp(1, self.blocks);
+        // At least so many that it pays to wake a thread, and that a row is read a page's half at a time.
+        let blocks_min = (PARALLEL_MIN / (rows * BLOCK)).max(16).min(self.blocks);
         self.codes
             .par_chunks_mut(blocks_min * rows * BLOCK)
             .zip(self.scales.par_chunks_mut(blocks_min * rows))
@@ -108,8 +107,10 @@ fn quantize_body(
     offsets: &mut [Offsets],
 ) {
     let codes = codes.as_chunks_mut::<BLOCK>().0;
-    for at in 0..scales.len() {
-        let (block, row) = (at / rows, at % rows);
+    let blocks = scales.len() / rows;
+    for index in 0..scales.len() {
+        let (row, block) = (index / blocks, index % blocks);
+        let at = block * rows + row;
         let Some(values) = x[row * stride + block * BLOCK..].first_chunk::<BLOCK>() else { unreachable!() };
         let mut maxima = [0.0f32; 16];
         let mut finite = [true; 16];
