@@ -17,6 +17,9 @@ pub(super) const CHUNK: usize = 512;
 /// Rows of weights in a register tile.
 const TILE_ROWS: usize = 4;
 
+/// Rows of weights that, a chunk of each, fit the first-level cache beside the activations of a tile.
+const NEAR_ROWS: usize = 12;
+
 /// The values of some rows of weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Weights<'a> {
@@ -382,10 +385,12 @@ unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
                 }
             }
         } else {
-            // Unpacked: the weights of a whole block are near.
-            for m in (0..job.x_rows).step_by(V::ROWS) {
-                for n in (0..job.w_rows).step_by(TILE_ROWS) {
-                    rows::<V, E>(job, w, m, n);
+            // Unpacked: a few rows of weights stay in the first-level cache while all activations go by.
+            for first in (0..job.w_rows).step_by(NEAR_ROWS) {
+                for m in (0..job.x_rows).step_by(V::ROWS) {
+                    for n in (first..(first + NEAR_ROWS).min(job.w_rows)).step_by(TILE_ROWS) {
+                        rows::<V, E>(job, w, m, n);
+                    }
                 }
             }
         }

@@ -21,7 +21,7 @@ use crate::backend::mat::Values;
 const COLUMNS: usize = 64;
 
 /// Rows of a block: enough that unpacking its weights is a small part of the work.
-const ROWS: usize = 256;
+const ROWS: usize = 128;
 
 /// Up to so many rows, weights are converted in registers each time instead of once into the cache.
 const FEW_ROWS: usize = 12;

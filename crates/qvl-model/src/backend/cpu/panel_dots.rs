@@ -52,6 +52,14 @@ dispatched!(
     fn product(job: &mut Product<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
 );
 
+/// One block of one row of activations.
+#[derive(Clone, Copy)]
+struct Row {
+    codes: *const i8,
+    scale: *const f32,
+    offsets: *const Offsets,
+}
+
 /// Vectors of some columns of a panel: four bytes, an integer or a float for each.
 ///
 /// Invariant: implementations with intrinsics are only used by bodies that `dispatched!` compiles for their
@@ -73,14 +81,15 @@ trait Simd: Copy {
     unsafe fn high(bytes: Self::Bytes) -> Self::Bytes;
     /// `WIDTH` bits of `plane` from bit `AT` on, as bits 4 and above of `bytes`.
     unsafe fn join<const AT: u32, const WIDTH: u32>(bytes: Self::Bytes, plane: Self::Bytes) -> Self::Bytes;
-    /// `offset` plus, for each column, the products of its bytes of `N` groups with the signed bytes at `x`.
-    /// `BITS`: of the codes, which are unsigned. `offset` takes account of what was added to them.
-    unsafe fn dot<const BITS: u32, const N: usize>(
+    /// For each of `P` panels: `offset` plus, for each column, the products of its bytes of `N` groups from
+    /// `first` on with the signed bytes at `x`. `BITS`: of the codes, which are unsigned. `offset` takes account
+    /// of what was added to them.
+    unsafe fn dot<const BITS: u32, const N: usize, const P: usize>(
         offset: *const i32,
-        codes: &[Self::Bytes; GROUPS],
+        codes: &[[Self::Bytes; GROUPS]; P],
         first: usize,
         x: *const i8,
-    ) -> Self::Ints;
+    ) -> [Self::Ints; P];
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats;
     unsafe fn splat(from: *const f32) -> Self::Floats;
     unsafe fn floats(from: *const f32) -> Self::Floats;
@@ -134,21 +143,23 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn dot<const BITS: u32, const N: usize>(
+    unsafe fn dot<const BITS: u32, const N: usize, const P: usize>(
         offset: *const i32,
-        codes: &[[u8; 64]; GROUPS],
+        codes: &[[[u8; 64]; GROUPS]; P],
         first: usize,
         x: *const i8,
-    ) -> [i32; 16] {
+    ) -> [[i32; 16]; P] {
         // SAFETY: an offset and 4 N bytes can be read there.
-        let mut sums = [unsafe { offset.read() }; 16];
-        for group in 0..N {
-            // SAFETY: as above.
-            let x = unsafe { x.add(4 * group).cast::<[i8; 4]>().read_unaligned() };
-            let codes = &codes[first + group];
-            for column in 0..16 {
-                for byte in 0..4 {
-                    sums[column] += i32::from(codes[column * 4 + byte]) * i32::from(x[byte]);
+        let mut sums = [[unsafe { offset.read() }; 16]; P];
+        for panel in 0..P {
+            for group in 0..N {
+                // SAFETY: as above.
+                let x = unsafe { x.add(4 * group).cast::<[i8; 4]>().read_unaligned() };
+                let codes = &codes[panel][first + group];
+                for column in 0..16 {
+                    for byte in 0..4 {
+                        sums[panel][column] += i32::from(codes[column * 4 + byte]) * i32::from(x[byte]);
+                    }
                 }
             }
         }
@@ -292,43 +303,46 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn dot<const BITS: u32, const N: usize>(
+        unsafe fn dot<const BITS: u32, const N: usize, const P: usize>(
             offset: *const i32,
-            codes: &[__m256i; GROUPS],
+            codes: &[[__m256i; GROUPS]; P],
             first: usize,
             x: *const i8,
-        ) -> __m256i {
+        ) -> [__m256i; P] {
             // SAFETY: an offset and 4 N bytes can be read there; AVX2.
             unsafe {
                 let ones = _mm256_set1_epi16(1);
                 let x_of = |group: usize| _mm256_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
-                let mut sums = _mm256_set1_epi32(offset.read());
-                if BITS == 8 {
-                    // The codes with their sign: bytes as they are would overflow 16 bits in pairs. What was
-                    // added to them is taken off, so is the offset.
-                    sums = _mm256_setzero_si256();
+                let mut sums = [_mm256_set1_epi32(offset.read()); P];
+                for panel in 0..P {
+                    let codes = &codes[panel];
+                    if BITS == 8 {
+                        // The codes with their sign: bytes as they are would overflow 16 bits in pairs. What
+                        // was added to them is taken off, so is the offset.
+                        sums[panel] = _mm256_setzero_si256();
+                        let mut group = 0;
+                        while group < N {
+                            let w = _mm256_xor_si256(codes[first + group], _mm256_set1_epi8(-128));
+                            let pairs =
+                                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x_of(group), w));
+                            sums[panel] = _mm256_add_epi32(sums[panel], _mm256_madd_epi16(pairs, ones));
+                            group += 1;
+                        }
+                        continue;
+                    }
+                    let run = groups_in_16_bits(BITS);
                     let mut group = 0;
                     while group < N {
-                        let w = _mm256_xor_si256(codes[first + group], _mm256_set1_epi8(-128));
-                        let pairs =
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x_of(group), w));
-                        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                        group += 1;
+                        let mut pairs = _mm256_maddubs_epi16(codes[first + group], x_of(group));
+                        let mut next = group + 1;
+                        while next < N && next < group + run {
+                            let more = _mm256_maddubs_epi16(codes[first + next], x_of(next));
+                            pairs = _mm256_add_epi16(pairs, more);
+                            next += 1;
+                        }
+                        sums[panel] = _mm256_add_epi32(sums[panel], _mm256_madd_epi16(pairs, ones));
+                        group = next;
                     }
-                    return sums;
-                }
-                let run = groups_in_16_bits(BITS);
-                let mut group = 0;
-                while group < N {
-                    let mut pairs = _mm256_maddubs_epi16(codes[first + group], x_of(group));
-                    let mut next = group + 1;
-                    while next < N && next < group + run {
-                        let more = _mm256_maddubs_epi16(codes[first + next], x_of(next));
-                        pairs = _mm256_add_epi16(pairs, more);
-                        next += 1;
-                    }
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                    group = next;
                 }
                 sums
             }
@@ -434,25 +448,42 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn dot<const BITS: u32, const N: usize>(
+        unsafe fn dot<const BITS: u32, const N: usize, const P: usize>(
             offset: *const i32,
-            codes: &[__m512i; GROUPS],
+            codes: &[[__m512i; GROUPS]; P],
             first: usize,
             x: *const i8,
-        ) -> __m512i {
+        ) -> [__m512i; P] {
             // SAFETY: an offset and 4 N bytes can be read there; AVX-512 VNNI.
             unsafe {
-                let x_of = |group: usize| _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
-                // Two chains: one of eight instructions would wait for itself.
-                let mut even = _mm512_set1_epi32(offset.read());
-                let mut odd = _mm512_setzero_si512();
-                let mut group = 0;
-                while group < N {
-                    even = _mm512_dpbusd_epi32(even, codes[first + group], x_of(group));
-                    odd = _mm512_dpbusd_epi32(odd, codes[first + group + 1], x_of(group + 1));
-                    group += 2;
+                let mut even = [_mm512_set1_epi32(offset.read()); P];
+                if P >= 2 {
+                    // One chain a panel; each group of activations is broadcast once for all panels, which as
+                    // an operand from memory would halve the rate of the products.
+                    let mut group = 0;
+                    while group < N {
+                        let x = _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
+                        for panel in 0..P {
+                            even[panel] = _mm512_dpbusd_epi32(even[panel], codes[panel][first + group], x);
+                        }
+                        group += 1;
+                    }
+                    return even;
                 }
-                _mm512_add_epi32(even, odd)
+                // Two chains: one of eight instructions would wait for itself.
+                let x_of = |group: usize| _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
+                let mut odd = [_mm512_setzero_si512(); P];
+                for panel in 0..P {
+                    let mut group = 0;
+                    while group < N {
+                        let codes = &codes[panel];
+                        even[panel] = _mm512_dpbusd_epi32(even[panel], codes[first + group], x_of(group));
+                        odd[panel] = _mm512_dpbusd_epi32(odd[panel], codes[first + group + 1], x_of(group + 1));
+                        group += 2;
+                    }
+                    even[panel] = _mm512_add_epi32(even[panel], odd[panel]);
+                }
+                even
             }
         }
 
@@ -620,15 +651,15 @@ trait Scaling {
     /// The scales of one block and what they are multiples of, both from the wanted columns on.
     unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> Self::Scales<S>;
 
-    /// `sum` plus the scaled product of a block with a row's activations.
-    unsafe fn add<S: Simd>(
-        x: *const i8,
-        x_scale: *const f32,
-        offsets: *const Offsets,
-        codes: &[S::Bytes; GROUPS],
-        scales: Self::Scales<S>,
-        sum: S::Floats,
-    ) -> S::Floats;
+    /// Adds to each of `P` panels' sums, `stride` values apart, the scaled product of a block with a row's
+    /// activations.
+    unsafe fn add<S: Simd, const P: usize>(
+        row: Row,
+        codes: &[[S::Bytes; GROUPS]; P],
+        scales: &[Self::Scales<S>; P],
+        sums: *mut f32,
+        stride: usize,
+    );
 }
 
 /// A half-precision scale for 32 inputs, codes of `BITS` bits around the middle of their range.
@@ -649,19 +680,24 @@ impl<const BITS: u32> Scaling for OneScale<BITS> {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd>(
-        x: *const i8,
-        x_scale: *const f32,
-        offsets: *const Offsets,
-        codes: &[S::Bytes; GROUPS],
-        scales: S::Floats,
-        sum: S::Floats,
-    ) -> S::Floats {
+    unsafe fn add<S: Simd, const P: usize>(
+        row: Row,
+        codes: &[[S::Bytes; GROUPS]; P],
+        scales: &[S::Floats; P],
+        sums: *mut f32,
+        stride: usize,
+    ) {
         // SAFETY: the caller's: a block of a row is there.
         unsafe {
+            let Row { codes: x, scale, offsets } = row;
             let offset = if BITS == 8 { &raw const (*offsets).of_128 } else { &raw const (*offsets).of_8 };
-            let ints = S::dot::<BITS, GROUPS>(offset, codes, 0, x);
-            S::add_product(sum, S::product(S::to_floats(ints), S::splat(x_scale)), scales)
+            let ints = S::dot::<BITS, GROUPS, P>(offset, codes, 0, x);
+            let scale = S::splat(scale);
+            for panel in 0..P {
+                let sum = sums.add(panel * stride);
+                let scaled = S::product(S::to_floats(ints[panel]), scale);
+                S::store(S::add_product(S::floats(sum), scaled, scales[panel]), sum);
+            }
         }
     }
 }
@@ -683,19 +719,24 @@ impl<const BITS: u32> Scaling for ScaleAndMin<BITS> {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd>(
-        x: *const i8,
-        x_scale: *const f32,
-        offsets: *const Offsets,
-        codes: &[S::Bytes; GROUPS],
-        (scales, mins): (S::Floats, S::Floats),
-        sum: S::Floats,
-    ) -> S::Floats {
+    unsafe fn add<S: Simd, const P: usize>(
+        row: Row,
+        codes: &[[S::Bytes; GROUPS]; P],
+        scales: &[(S::Floats, S::Floats); P],
+        sums: *mut f32,
+        stride: usize,
+    ) {
         // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let ints = S::dot::<BITS, GROUPS>(&raw const (*offsets).none, codes, 0, x);
-            let sum = S::add_product(sum, S::product(S::to_floats(ints), S::splat(x_scale)), scales);
-            S::add_product(sum, S::splat(&raw const (*offsets).of_min), mins)
+            let Row { codes: x, scale, offsets } = row;
+            let ints = S::dot::<BITS, GROUPS, P>(&raw const (*offsets).none, codes, 0, x);
+            let (scale, of_min) = (S::splat(scale), S::splat(&raw const (*offsets).of_min));
+            for panel in 0..P {
+                let (sum, (scales, mins)) = (sums.add(panel * stride), scales[panel]);
+                let scaled = S::product(S::to_floats(ints[panel]), scale);
+                let so_far = S::add_product(S::floats(sum), scaled, scales);
+                S::store(S::add_product(so_far, of_min, mins), sum);
+            }
         }
     }
 }
@@ -714,22 +755,26 @@ impl Scaling for TwoScales {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd>(
-        x: *const i8,
-        x_scale: *const f32,
-        offsets: *const Offsets,
-        codes: &[S::Bytes; GROUPS],
-        (first, second): (S::Floats, S::Floats),
-        sum: S::Floats,
-    ) -> S::Floats {
+    unsafe fn add<S: Simd, const P: usize>(
+        row: Row,
+        codes: &[[S::Bytes; GROUPS]; P],
+        scales: &[(S::Floats, S::Floats); P],
+        sums: *mut f32,
+        stride: usize,
+    ) {
         // SAFETY: the caller's: a block of a row is there.
         unsafe {
+            let Row { codes: x, scale, offsets } = row;
             let offsets = (&raw const (*offsets).of_32).cast::<i32>();
-            let low = S::dot::<6, { GROUPS / 2 }>(offsets, codes, 0, x);
-            let high = S::dot::<6, { GROUPS / 2 }>(offsets.add(1), codes, GROUPS / 2, x.add(BLOCK / 2));
-            let scaled = S::product(S::to_floats(low), first);
-            let scaled = S::add_product(scaled, S::to_floats(high), second);
-            S::add_product(sum, scaled, S::splat(x_scale))
+            let low = S::dot::<6, { GROUPS / 2 }, P>(offsets, codes, 0, x);
+            let high = S::dot::<6, { GROUPS / 2 }, P>(offsets.add(1), codes, GROUPS / 2, x.add(BLOCK / 2));
+            let scale = S::splat(scale);
+            for panel in 0..P {
+                let (sum, (first, second)) = (sums.add(panel * stride), scales[panel]);
+                let scaled = S::product(S::to_floats(low[panel]), first);
+                let scaled = S::add_product(scaled, S::to_floats(high[panel]), second);
+                S::store(S::add_product(S::floats(sum), scaled, scale), sum);
+            }
         }
     }
 }
@@ -812,20 +857,20 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Pro
                     codes[n] = C::unpack::<S>(places.codes[n].add(block * code_bytes + 4 * column));
                     scales[n] = scales_of(n);
                 }
-                let mut x = places.x_codes.add(block * rows * BLOCK);
-                let mut x_scale = places.x_scales.add(block * rows);
-                let mut offsets = places.x_offsets.add(block * rows);
-                let mut sum = out.add(column);
+                let mut row = Row {
+                    codes: places.x_codes.add(block * rows * BLOCK),
+                    scale: places.x_scales.add(block * rows),
+                    offsets: places.x_offsets.add(block * rows),
+                };
+                let mut sums = out.add(column);
                 for _ in 0..count {
-                    for n in 0..N {
-                        let sum = sum.add(n * count * PANEL);
-                        let new = F::add::<S>(x, x_scale, offsets, &codes[n], scales[n], S::floats(sum));
-                        S::store(new, sum);
-                    }
-                    x = x.add(BLOCK);
-                    x_scale = x_scale.add(1);
-                    offsets = offsets.add(1);
-                    sum = sum.add(PANEL);
+                    F::add::<S, N>(row, &codes, &scales, sums, count * PANEL);
+                    row = Row {
+                        codes: row.codes.add(BLOCK),
+                        scale: row.scale.add(1),
+                        offsets: row.offsets.add(1),
+                    };
+                    sums = sums.add(PANEL);
                 }
                 column += S::COLUMNS;
             }
