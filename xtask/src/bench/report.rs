@@ -86,13 +86,14 @@ impl Report {
         say("");
         let width = self.results.iter().map(|row| row.metric.len()).max().unwrap_or(0);
         for row in &self.results {
-            let why = if row.why.is_empty() { String::new() } else { format!(": {}", row.why) };
+            let verdict = match (row.shown_verdict(), row.why.as_str()) {
+                ("shown", why) => why.to_owned(),
+                (verdict, "") => verdict.to_owned(),
+                (verdict, why) => format!("{verdict}: {why}"),
+            };
             say(&format!(
-                "{:width$}  {}{DIM}; reference: {}; {}{why}{DIM:#}",
-                row.metric,
-                row.what,
-                row.reference_name,
-                row.shown_verdict()
+                "{:width$}  {}{DIM}; reference: {}; {verdict}{DIM:#}",
+                row.metric, row.what, row.reference_name
             ));
         }
         let count = |verdict| {
@@ -151,6 +152,7 @@ fn number(value: f64) -> String {
         v if v >= 1e6 => (value / 1e6, "M"),
         _ => (value, ""),
     };
+    // A zero has no magnitude; it counts as one digit before the point.
     let whole = if scaled == 0.0 { 1 } else { scaled.abs().log10().floor() as i32 + 1 };
     format!("{scaled:.*}{prefix}", (4 - whole).clamp(0, 4) as usize)
 }

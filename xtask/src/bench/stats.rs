@@ -113,7 +113,7 @@ pub(crate) fn judge(
     better: Better,
 ) -> (Verdict, String) {
     let Some(target) = target else {
-        return (Verdict::Inconclusive, "no target: shown, not judged".to_owned());
+        return (Verdict::Inconclusive, "shown, not judged: it has no target".to_owned());
     };
     let Ratio { value, low, high } = ratio;
     if !(value.is_finite() && low.is_finite() && high.is_finite()) {
