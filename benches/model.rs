@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use qvl_model::backend::{Backend, HeadShape, Layout, Linear};
+use qvl_model::backend::{Backend, HeadShape, Linear, Role, WeightPart};
 use qvl_model::checkpoint::SafetensorsFile;
 use qvl_model::{Cpu, GenerateOptions};
 use qvl_runtime::{Conversation, Engine};
@@ -41,7 +41,8 @@ fn matrix(cpu: &Cpu, rows: usize, cols: usize) -> Linear<Cpu> {
     bytes.extend(noise(rows * cols).iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()));
     let file = SafetensorsFile::from_static("bench", bytes.leak()).expect("the header is right");
     let view = file.get("w").expect("the tensor is there");
-    Linear { weight: cpu.matrix(&[view], Layout::OutIn).expect("the CPU takes it"), bias: None }
+    let part = WeightPart::whole(view, Role::Decoder);
+    Linear { weight: cpu.matrix(&[part]).expect("the CPU takes it"), bias: None }
 }
 
 fn linear(c: &mut Criterion) {

@@ -1,5 +1,6 @@
 //! Everything that is done to this repository rather than with it: `cargo xtask COMMAND`.
 
+mod bench;
 mod demo;
 mod run;
 mod setup;
@@ -42,6 +43,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         more: Vec<String>,
     },
+    /// Measure: what the machine can do, how much of it qvl uses, how other engines compare.
+    Bench(Box<bench::Args>),
     /// Write a checkpoint of a published shape with random weights.
     Synth(synth::Args),
     /// Leaves depend on no sibling, every crate can be packaged and built from its package, READMEs compile,
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test(args) => test::run(&args),
         Command::Parity { dir, more } => demo::parity(&dir, &more),
+        Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Validate => validate::run(),
     };

@@ -143,6 +143,11 @@ impl Shape {
     }
 }
 
+/// The smallest of the published shapes, for measuring.
+pub(crate) fn write_2b(dir: &Path) -> Result<()> {
+    run(&Args { shape: Shape::B2, out: dir.to_owned(), layers: None, seed: 1 })
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut shape = args.shape.dimensions();
     if let Some(layers) = args.layers {

@@ -1,0 +1,95 @@
+//! `probe`: measures qvl and the machine in a fresh process and prints one JSON line per measurement.
+//!
+//! `cargo xtask bench` runs it in turn with other engines. Each command is useful alone:
+//!
+//!     cargo run --release --package qvl-benches --bin probe -- decode --model DIR --weights bf16
+
+mod backend;
+mod kernels;
+mod limits;
+mod memory;
+mod picture;
+mod text;
+mod vision;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use serde_json::Value;
+
+use crate::backend::WeightsArg;
+
+/// Measures qvl and the machine; one JSON line per measurement on stdout.
+#[derive(Parser)]
+#[command(name = "probe", after_help = "Use a release build. QVL_ISA=avx2 limits the instruction set.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What the machine can do: memory read and copy, f32 and int8 arithmetic.
+    Limits(limits::Args),
+    /// Tokens a second of sequences decoded together from a short fresh prompt.
+    Decode(text::DecodeArgs),
+    /// Tokens a second of a fresh prompt.
+    Prefill(text::PrefillArgs),
+    /// Seconds for one picture: image processing, and the vision tower alone.
+    Vision(vision::Args),
+    /// Loads, answers with one token, says so at once: for a clock that started with the process.
+    FirstToken(text::FirstTokenArgs),
+    /// Peak resident memory beside what weights, keys, values and activations take.
+    Memory(memory::Args),
+    /// Writes the picture that `vision` uses, for programs that read files.
+    Picture(picture::Args),
+}
+
+/// Which network, in which form, on how many threads.
+#[derive(clap::Args)]
+struct ModelArgs {
+    /// Checkpoint folder in the Hugging Face layout.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// How the decoder's matrices are stored.
+    #[arg(long, value_enum, default_value_t = WeightsArg::Bf16)]
+    weights: WeightsArg,
+    /// How the vision tower's matrices are stored.
+    #[arg(long, value_enum, default_value_t = WeightsArg::Bf16)]
+    vision_weights: WeightsArg,
+    /// Compute threads; 0 takes all cores.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Limits(args) => limits::run(&args),
+        Command::Decode(args) => text::decode(&args),
+        Command::Prefill(args) => text::prefill(&args),
+        Command::Vision(args) => vision::run(&args),
+        Command::FirstToken(args) => text::first_token(&args),
+        Command::Memory(args) => memory::run(&args),
+        Command::Picture(args) => picture::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            // A stderr that is gone leaves nobody to tell.
+            let _ = writeln!(std::io::stderr(), "error: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One measurement, on a line of its own and at once.
+fn emit(measurement: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{measurement}")?;
+    out.flush()?;
+    Ok(())
+}

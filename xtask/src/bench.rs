@@ -1,0 +1,175 @@
+//! `cargo xtask bench`: what the machine can do, how much of it qvl uses, and how other engines compare.
+//!
+//! Method in docs/benchmarks.md. Every measurement is a process of its own; both sides of a ratio run in turn,
+//! round after round, so that a change of the machine's speed meets both.
+
+mod busy;
+mod limits;
+mod machine;
+mod model;
+mod peers;
+mod plan;
+mod probe;
+mod process;
+mod report;
+mod stats;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::run::say;
+use machine::Machine;
+use peers::Versions;
+use plan::{Metric, Plan};
+use report::{Report, Row};
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// What is measured.
+    #[arg(value_enum)]
+    suite: Suite,
+    /// Fewer rounds and no long measurements: for a look, not for a claim.
+    #[arg(long)]
+    quick: bool,
+    /// Write the result to this file too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only metrics whose names begin so; several may be given.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Print the metrics with their targets and measure nothing.
+    #[arg(long)]
+    list: bool,
+    /// Rounds, in place of what each measurement has by itself.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Compute threads of every engine; 0 takes all cores.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Checkpoint folder [default: the 2B shape with random weights, written to the target folder once].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    llama: LlamaArgs,
+    #[command(flatten)]
+    openvino: OpenVinoArgs,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "llama.cpp (docs/benchmarks.md says how to build it and make its files)")]
+struct LlamaArgs {
+    /// Its program llama-bench, built for this machine. The other programs are looked for beside it.
+    #[arg(long, value_name = "PATH")]
+    llama_bench: Option<PathBuf>,
+    /// Its program llama-mtmd-cli.
+    #[arg(long, value_name = "PATH")]
+    llama_mtmd: Option<PathBuf>,
+    /// Its program llama-completion.
+    #[arg(long, value_name = "PATH")]
+    llama_completion: Option<PathBuf>,
+    /// llama-bench of a build without AVX-512.
+    #[arg(long, value_name = "PATH")]
+    llama_bench_avx2: Option<PathBuf>,
+    /// llama-mtmd-cli of a build without AVX-512.
+    #[arg(long, value_name = "PATH")]
+    llama_mtmd_avx2: Option<PathBuf>,
+    /// Folder of the same checkpoint as *bf16.gguf, *Q8_0.gguf, *Q4_K_M.gguf and mmproj*f16.gguf.
+    #[arg(long, value_name = "DIR")]
+    llama_models: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "OpenVINO")]
+struct OpenVinoArgs {
+    /// A Python that has openvino-genai and Pillow.
+    #[arg(long, value_name = "PATH")]
+    openvino_python: Option<PathBuf>,
+    /// The same checkpoint, exported with 4-bit weights.
+    #[arg(long, value_name = "DIR")]
+    openvino_model: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask bench limits
+  cargo xtask bench model --quick
+  cargo xtask bench model --list
+  cargo xtask bench model --only decode_q4 --llama-bench PATH --llama-models DIR
+  cargo xtask bench model --json result.json --llama-bench build/bin/llama-bench \\
+      --llama-bench-avx2 build-avx2/bin/llama-bench --llama-models gguf \\
+      --openvino-python venv/bin/python --openvino-model ov-int4
+
+What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
+the load average is printed and recorded. In full it takes 25 minutes, with --quick 5.
+Exit code 0 also when a target is missed: figures are a result, not a failure.";
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Memory bandwidth, copying and arithmetic of this machine; shown, not judged.
+    Limits,
+    /// qvl against the machine and against other engines; each metric has a target.
+    Model,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let metrics: Vec<Metric> = match args.suite {
+        Suite::Limits => limits::metrics(),
+        Suite::Model => model::metrics(),
+    };
+    let wanted = |metric: &Metric| {
+        args.only.is_empty() || args.only.iter().any(|start| metric.name.starts_with(start.as_str()))
+    };
+    let metrics: Vec<Metric> = metrics.into_iter().filter(wanted).collect();
+    if metrics.is_empty() {
+        bail!("--only {}: no metric has such a name, see --list", args.only.join(","));
+    }
+    if args.list {
+        list(&metrics);
+        return Ok(());
+    }
+    let machine = Machine::read();
+    if let Some(load) = machine.load_average.filter(|&load| load > 0.5) {
+        say(&format!(
+            "note: the load average is {load}: other programs are running, and figures will say less"
+        ));
+    }
+    let setup = probe::Setup::new(args)?;
+    let plan: Plan<'_> = match args.suite {
+        Suite::Limits => limits::plan(&setup),
+        Suite::Model => model::plan(args, &setup),
+    };
+    let samples = plan.run(&metrics, args.rounds)?;
+    let versions = Versions::read(args);
+    let row = |metric: &Metric| {
+        let row = metric.row(&samples);
+        Row { reference_name: versions.complete(&row.reference_name), ..row }
+    };
+    let report = Report {
+        machine,
+        commit: machine::commit()?,
+        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        results: metrics.iter().map(row).collect(),
+    };
+    report.print();
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        say(&format!("written to {}", path.display()));
+    }
+    Ok(())
+}
+
+fn list(metrics: &[Metric]) {
+    let width = metrics.iter().map(|metric| metric.name.len()).max().unwrap_or(0);
+    for metric in metrics {
+        let target = match (metric.target, metric.better) {
+            (None, _) => "shown".to_owned(),
+            (Some(target), stats::Better::Higher) => format!("≥ {target}"),
+            (Some(target), stats::Better::Lower) => format!("≤ {target}"),
+        };
+        say(&format!("{:width$}  {target:>6}  {}", metric.name, metric.what));
+    }
+}
