@@ -1,18 +1,28 @@
-//! A checkpoint folder in the Hugging Face layout: which files there are and which tensor is in which.
+//! A checkpoint, a folder in the Hugging Face layout or a pair of GGUF files: which files there are and which
+//! tensor is in which.
 //!
 //! Nothing is read here but headers; tensors are views into memory maps (or into bytes the program
 //! carries) until a backend takes them.
 
+mod gguf;
 mod names;
 mod safetensors;
+mod storage;
+mod tensor;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub use names::Names;
-pub use safetensors::{Dtype, SafetensorsFile, TensorView};
+use gguf::pair::{Pair, is_gguf, mmproj_beside};
 
+pub use gguf::GgufFile;
+pub use names::Names;
+pub use safetensors::SafetensorsFile;
+pub use tensor::{Dtype, TensorView};
+
+use crate::config::{Config, GenerationConfig};
 use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
 
 /// The texts of a checkpoint that the program carries inside itself instead of reading a folder.
 #[derive(Clone, Copy, Debug)]
@@ -40,31 +50,83 @@ pub struct TextFile {
     pub text: String,
 }
 
+/// What a checkpoint in GGUF says about the pictures it was trained on. A folder has files of the image
+/// processor's for that, which are not this crate's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageSettings {
+    /// The file that says so.
+    pub file: String,
+    /// Mean of R, G and B.
+    pub mean: [f64; 3],
+    /// Standard deviation of R, G and B.
+    pub std: [f64; 3],
+    /// The fewest pixels after resizing; converters seldom write it.
+    pub min_pixels: Option<u64>,
+    /// The most pixels after resizing; converters seldom write it.
+    pub max_pixels: Option<u64>,
+}
+
 /// An opened checkpoint: its small files as text, its tensors as views.
 ///
 /// Cost of opening: the JSON files are read, the weight files are mapped and their headers checked; no
-/// weight is touched.
+/// weight is touched. Of a GGUF pair the header holds the vocabulary too, and the patch embedding is copied.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// `config.json`.
-    pub config: TextFile,
-    /// `tokenizer.json`.
-    pub tokenizer: TextFile,
-    /// The chat template's source, wherever it was found; `None` if the checkpoint has none.
-    pub chat_template: Option<TextFile>,
-    /// `generation_config.json`.
-    pub generation_config: Option<TextFile>,
+    source: Source,
     tensors: Tensors,
+}
+
+/// Where everything but the tensors is.
+#[derive(Debug)]
+enum Source {
+    Folder {
+        config: TextFile,
+        tokenizer: TextFile,
+        chat_template: Option<TextFile>,
+        generation_config: Option<TextFile>,
+    },
+    Gguf(Box<Pair>),
 }
 
 impl Checkpoint {
     /// Opens a folder with `config.json`, `tokenizer.json` and `model.safetensors` (or
-    /// `model.safetensors.index.json` and its shards).
+    /// `model.safetensors.index.json` and its shards), or a `.gguf` file of a language model that has exactly one
+    /// `mmproj*.gguf` beside it.
     ///
     /// # Errors
-    /// [`Error::NotACheckpoint`] names what is absent; [`Error::Header`] and [`Error::Json`] what is broken.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
+    /// [`Error::NotACheckpoint`] and [`Error::Mmproj`] name what is absent; [`Error::Header`] and [`Error::Json`]
+    /// what is broken.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if is_gguf(path) { Self::open_gguf(path, None) } else { Self::open_folder(path) }
+    }
+
+    /// Opens a language model in GGUF with its vision tower, `mmproj`; `None` takes the one `mmproj*.gguf` beside
+    /// it.
+    ///
+    /// # Errors
+    /// [`Error::Mmproj`] if there is none, or more than one; [`Error::Header`] for a broken file;
+    /// [`Error::Config`] for files that are something else, do not belong together, or hold a value that cannot
+    /// be honoured.
+    pub fn open_gguf(model: impl AsRef<Path>, mmproj: Option<&Path>) -> Result<Self> {
+        let path = model.as_ref();
+        if path.is_dir() {
+            return Err(Error::Header {
+                file: path.display().to_string(),
+                reason: "it is a folder, expected the .gguf file of a language model".to_owned(),
+            });
+        }
+        let model = GgufFile::open(path)?;
+        Pair::check_model(&model)?;
+        let mmproj = match mmproj {
+            Some(mmproj) => GgufFile::open(mmproj)?,
+            None => GgufFile::open(&mmproj_beside(path)?)?,
+        };
+        let (pair, tensors) = Pair::open(model, &mmproj)?;
+        Ok(Self { source: Source::Gguf(Box::new(pair)), tensors })
+    }
+
+    fn open_folder(dir: &Path) -> Result<Self> {
         let config = Self::read_config(dir)?;
         let tokenizer = required(
             dir,
@@ -72,13 +134,13 @@ impl Checkpoint {
             "download the checkpoint's tokenizer.json too (vocab.json with merges.txt is not read)",
         )?;
         let tensors = Tensors::open(dir)?;
-        Ok(Self {
+        let source = Source::Folder {
             config,
             tokenizer,
             chat_template: chat_template(dir)?,
             generation_config: optional(dir, "generation_config.json")?,
-            tensors,
-        })
+        };
+        Ok(Self { source, tensors })
     }
 
     /// Reads only `config.json` of a folder.
@@ -92,7 +154,8 @@ impl Checkpoint {
                 return Err(Error::NotACheckpoint {
                     dir: dir.to_owned(),
                     missing: "config.json",
-                    hint: "it is a file: give the folder that holds config.json and model.safetensors",
+                    hint: "it is a file: give the folder that holds config.json and model.safetensors, or a .gguf \
+                           file",
                 });
             }
             Ok(_) => {}
@@ -111,13 +174,67 @@ impl Checkpoint {
         };
         let weights =
             SafetensorsFile::from_static(&format!("{}/model.safetensors", files.name), files.weights)?;
-        Ok(Self {
+        let source = Source::Folder {
             config: text("config.json", files.config),
             tokenizer: text("tokenizer.json", files.tokenizer),
             chat_template: Some(text("chat_template.jinja", files.chat_template)),
             generation_config: Some(text("generation_config.json", files.generation_config)),
-            tensors: Tensors::single(weights),
-        })
+        };
+        Ok(Self { source, tensors: Tensors::single(&weights) })
+    }
+
+    /// The network's dimensions.
+    ///
+    /// # Errors
+    /// As [`Config::parse`].
+    pub fn config(&self) -> Result<Config> {
+        match &self.source {
+            Source::Folder { config, .. } => Config::parse(config),
+            Source::Gguf(pair) => Ok(pair.config().clone()),
+        }
+    }
+
+    /// What ends an answer, and how tokens are best chosen.
+    ///
+    /// # Errors
+    /// As [`GenerationConfig::parse`]; [`Error::Config`] if a GGUF file names no end token.
+    pub fn generation_config(&self, config: &Config) -> Result<GenerationConfig> {
+        match &self.source {
+            Source::Folder { config: config_file, generation_config, .. } => {
+                GenerationConfig::parse(generation_config.as_ref(), config_file, config.text.vocab_size)
+            }
+            Source::Gguf(pair) => pair.generation_config(),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::parse`]; [`Error::Config`] for an entry of a GGUF file that is not what it must be.
+    pub fn tokenizer(&self, config: &Config) -> Result<Tokenizer> {
+        match &self.source {
+            Source::Folder { tokenizer, .. } => Tokenizer::parse(tokenizer, config),
+            Source::Gguf(pair) => Tokenizer::from_library(pair.tokenizer()?, pair.name(), config),
+        }
+    }
+
+    /// The chat template's source, wherever it was found; `None` if the checkpoint has none.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the entry of a GGUF file is not a text.
+    pub fn chat_template(&self) -> Result<Option<TextFile>> {
+        match &self.source {
+            Source::Folder { chat_template, .. } => Ok(chat_template.clone()),
+            Source::Gguf(pair) => pair.chat_template(),
+        }
+    }
+
+    /// What it says about pictures; `None` for a folder.
+    pub fn image_settings(&self) -> Option<&ImageSettings> {
+        match &self.source {
+            Source::Folder { .. } => None,
+            Source::Gguf(pair) => Some(pair.image_settings()),
+        }
     }
 
     /// The tensors.
@@ -126,14 +243,26 @@ impl Checkpoint {
     }
 }
 
-/// All tensors of a checkpoint by name, over one file or many.
-#[derive(Debug)]
+/// All tensors of a checkpoint by name, over one file or many. Names are those of published checkpoints, also
+/// for files that have others.
+#[derive(Debug, Default)]
 pub struct Tensors {
     /// The single file, or the index: what messages about absent tensors name.
     source: String,
-    files: Vec<SafetensorsFile>,
-    /// Tensor name to the index of its file.
-    by_name: HashMap<String, usize>,
+    files: Vec<String>,
+    by_name: HashMap<String, TensorView>,
+    /// File and stored type, by name, of tensors of types that are not read.
+    unreadable: HashMap<String, (String, String)>,
+    kind: Kind,
+}
+
+/// What the files are.
+#[derive(Debug, Default)]
+enum Kind {
+    #[default]
+    Safetensors,
+    /// With the blocks tapped for DeepStack, which are in the names of tensors.
+    Gguf { tapped: Vec<usize> },
 }
 
 impl Tensors {
@@ -145,13 +274,13 @@ impl Tensors {
         let index = dir.join("model.safetensors.index.json");
         let single = dir.join("model.safetensors");
         if single.is_file() {
-            return Ok(Self::single(SafetensorsFile::open(&single)?));
+            return Ok(Self::single(&SafetensorsFile::open(&single)?));
         }
         let Some(index_text) = optional(dir, "model.safetensors.index.json")? else {
             return Err(Error::NotACheckpoint {
                 dir: dir.to_owned(),
                 missing: "model.safetensors or model.safetensors.index.json",
-                hint: "download the weights too",
+                hint: "download the weights too; of a GGUF model give the .gguf file itself",
             });
         };
         #[derive(serde::Deserialize)]
@@ -163,7 +292,6 @@ impl Tensors {
         shard_names.sort_unstable();
         shard_names.dedup();
         let mut files = Vec::with_capacity(shard_names.len());
-        let mut by_name = HashMap::with_capacity(parsed.weight_map.len());
         for shard_name in &shard_names {
             // A shard is a file beside the index: a name with a path in it would read elsewhere.
             if Path::new(shard_name.as_str()).file_name().is_none_or(|name| name != shard_name.as_str()) {
@@ -174,29 +302,43 @@ impl Tensors {
             }
             files.push(SafetensorsFile::open(&dir.join(shard_name))?);
         }
+        let mut tensors = Self { source: index_text.name, ..Self::default() };
         for (tensor, shard_name) in &parsed.weight_map {
             let Ok(file_index) = shard_names.binary_search(&shard_name) else { continue };
             let file = &files[file_index];
-            if file.get(tensor).is_none() && file.unreadable_dtype(tensor).is_none() {
+            if let Some(view) = file.get(tensor) {
+                tensors.by_name.insert(tensor.clone(), view);
+            } else if file.unreadable_dtype(tensor).is_none() {
                 return Err(Error::MissingTensor {
-                    file: files[file_index].name().to_owned(),
+                    file: file.name().to_owned(),
                     tensor: tensor.clone(),
                     hint: format!("{} says it is there; download this shard again", index.display()),
                 });
             }
-            by_name.insert(tensor.clone(), file_index);
         }
-        Ok(Self { source: index_text.name, files, by_name })
+        files.iter().for_each(|file| tensors.add_file(file));
+        Ok(tensors)
     }
 
-    fn single(file: SafetensorsFile) -> Self {
-        let by_name = file.names().map(|name| (name.to_owned(), 0)).collect();
-        Self { source: file.name().to_owned(), files: vec![file], by_name }
+    fn single(file: &SafetensorsFile) -> Self {
+        let mut tensors = Self { source: file.name().to_owned(), ..Self::default() };
+        let views = file.names().filter_map(|name| Some((name.to_owned(), file.get(name)?)));
+        tensors.by_name = views.collect();
+        tensors.add_file(file);
+        tensors
+    }
+
+    /// Notes the file itself and what it has that is not read.
+    fn add_file(&mut self, file: &SafetensorsFile) {
+        self.files.push(file.name().to_owned());
+        for (name, dtype) in file.unreadable() {
+            self.unreadable.insert(name.to_owned(), (file.name().to_owned(), dtype.to_owned()));
+        }
     }
 
     /// The tensor called `name`, whatever its shape.
     pub fn find(&self, name: &str) -> Option<TensorView> {
-        self.by_name.get(name).and_then(|&file_index| self.files[file_index].get(name))
+        self.by_name.get(name).cloned()
     }
 
     /// The tensor called `name`, which must have the given shape.
@@ -208,7 +350,7 @@ impl Tensors {
         if view.shape() != shape {
             return Err(Error::TensorShape {
                 file: view.file().to_owned(),
-                tensor: name.to_owned(),
+                tensor: view.name().to_owned(),
                 got: view.shape().to_vec(),
                 expected: shape.to_vec(),
             });
@@ -218,28 +360,30 @@ impl Tensors {
 
     /// The error for an absent tensor, with the nearest guess at why.
     pub(crate) fn missing(&self, name: &str) -> Error {
-        if let Some((file, dtype)) =
-            self.files.iter().find_map(|file| file.unreadable_dtype(name).map(|dtype| (file, dtype)))
-        {
-            return Error::TensorDtype {
-                file: file.name().to_owned(),
-                tensor: name.to_owned(),
-                got: dtype.to_owned(),
-            };
+        let (stored, file, expected) = match &self.kind {
+            Kind::Safetensors => (name.to_owned(), &self.source, "BF16, F16 or F32"),
+            Kind::Gguf { tapped } => {
+                // The vision tower is in the second file.
+                let file = &self.files[usize::from(name.starts_with("model.visual."))];
+                (gguf::stored_name(name, tapped), file, gguf::READABLE)
+            }
+        };
+        if let Some((file, dtype)) = self.unreadable.get(name) {
+            return Error::TensorDtype { file: file.clone(), tensor: stored, got: dtype.clone(), expected };
         }
-        let hint = match self.by_name.keys().min() {
+        let hint = match self.by_name.values().map(TensorView::name).min() {
             None => "the file has no tensors".to_owned(),
             Some(first) => format!(
                 "it holds {} tensors, the first is {first}; is this another model, or a part of one?",
                 self.by_name.len()
             ),
         };
-        Error::MissingTensor { file: self.source.clone(), tensor: name.to_owned(), hint }
+        Error::MissingTensor { file: file.clone(), tensor: stored, hint }
     }
 
     /// Tensors stored in a type this crate does not read, with that type: an error only for whoever needs one.
     pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.files.iter().flat_map(SafetensorsFile::unreadable)
+        self.unreadable.iter().map(|(name, (_, dtype))| (name.as_str(), dtype.as_str()))
     }
 
     /// Names of all tensors that can be read, in no particular order.
@@ -247,23 +391,19 @@ impl Tensors {
         self.by_name.keys().map(String::as_str)
     }
 
-    /// The weight files.
-    pub fn files(&self) -> &[SafetensorsFile] {
+    /// Paths or names of the weight files.
+    pub fn files(&self) -> &[String] {
         &self.files
     }
 
     /// Values in all tensors.
     pub fn parameter_count(&self) -> u64 {
-        self.views().map(|view| view.shape().iter().map(|&d| d as u64).product::<u64>()).sum()
+        self.by_name.values().map(|view| view.shape().iter().map(|&d| d as u64).product::<u64>()).sum()
     }
 
     /// Bytes of all tensors as stored.
     pub fn weight_bytes(&self) -> u64 {
-        self.views().map(|view| view.bytes().len() as u64).sum()
-    }
-
-    fn views(&self) -> impl Iterator<Item = TensorView> {
-        self.by_name.iter().filter_map(|(name, &file_index)| self.files[file_index].get(name))
+        self.by_name.values().map(|view| view.bytes().len() as u64).sum()
     }
 }
 

@@ -1,4 +1,5 @@
-//! `config.json` and `generation_config.json`: the network's dimensions, in both key styles.
+//! The network's dimensions: `config.json` and `generation_config.json` in both key styles, and the checks that
+//! every other source of them goes through too.
 //!
 //! Published checkpoints write `rope_theta` beside `rope_scaling`; newer tools write one `rope_parameters`.
 //! A value that would change the answer and that this implementation does not honour is refused here by
@@ -140,7 +141,7 @@ impl Config {
     /// [`Error::Json`] for broken JSON and absent keys, [`Error::Config`] for a value that cannot be honoured.
     pub fn parse(file: &TextFile) -> Result<Self> {
         let probe: ModelType = parse_json(file)?;
-        let check = Check { file: &file.name };
+        let check = Check { file: &file.name, keys: &[] };
         match probe.model_type.as_deref() {
             Some("qwen3_vl" | "qwen3_vl_moe") => {}
             other => {
@@ -150,33 +151,60 @@ impl Config {
         }
         let raw: RawConfig = parse_json(file)?;
         let is_moe = probe.model_type.as_deref() == Some("qwen3_vl_moe");
-        let text = raw.text_config.resolve(&check, is_moe)?;
-        let vision = raw.vision_config.resolve(&check, &text)?;
         let tie = raw.tie_word_embeddings.or(raw.text_config.tie_word_embeddings).unwrap_or(false);
-        let config = Self {
-            vision,
-            text,
-            image_token_id: raw.image_token_id,
-            video_token_id: raw.video_token_id,
-            vision_start_token_id: raw.vision_start_token_id,
-            vision_end_token_id: raw.vision_end_token_id,
-            tie_word_embeddings: tie,
+        let tokens = SpecialTokens {
+            image: raw.image_token_id,
+            video: raw.video_token_id,
+            vision_start: raw.vision_start_token_id,
+            vision_end: raw.vision_end_token_id,
         };
-        for (field, id) in [
-            ("image_token_id", config.image_token_id),
-            ("video_token_id", config.video_token_id),
-            ("vision_start_token_id", config.vision_start_token_id),
-            ("vision_end_token_id", config.vision_end_token_id),
-        ] {
-            check.holds(
-                (id as usize) < config.text.vocab_size,
-                field,
-                id,
-                format_args!("an id below vocab_size {}", config.text.vocab_size),
-            )?;
-        }
-        Ok(config)
+        resolve((&raw.text_config, &check), (&raw.vision_config, &check), &tokens, tie, is_moe)
     }
+}
+
+/// Ids of the tokens around and in place of pictures.
+pub(crate) struct SpecialTokens {
+    pub(crate) image: u32,
+    pub(crate) video: u32,
+    pub(crate) vision_start: u32,
+    pub(crate) vision_end: u32,
+}
+
+/// Checks what a file says, field by field, and makes the configuration of it.
+///
+/// # Errors
+/// [`Error::Config`] for the first value that cannot be honoured.
+pub(crate) fn resolve(
+    (text, text_check): (&RawText, &Check<'_>),
+    (vision, vision_check): (&RawVision, &Check<'_>),
+    tokens: &SpecialTokens,
+    tie_word_embeddings: bool,
+    is_moe: bool,
+) -> Result<Config> {
+    let text = text.resolve(text_check, is_moe)?;
+    let vision = vision.resolve(vision_check, &text)?;
+    for (field, id) in [
+        ("image_token_id", tokens.image),
+        ("video_token_id", tokens.video),
+        ("vision_start_token_id", tokens.vision_start),
+        ("vision_end_token_id", tokens.vision_end),
+    ] {
+        text_check.holds(
+            (id as usize) < text.vocab_size,
+            field,
+            id,
+            format_args!("an id below vocab_size {}", text.vocab_size),
+        )?;
+    }
+    Ok(Config {
+        vision,
+        text,
+        image_token_id: tokens.image,
+        video_token_id: tokens.video,
+        vision_start_token_id: tokens.vision_start,
+        vision_end_token_id: tokens.vision_end,
+        tie_word_embeddings,
+    })
 }
 
 /// What `generation_config.json` says about ending and choosing.
@@ -254,60 +282,60 @@ struct RawConfig {
     tie_word_embeddings: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct RawText {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
+#[derive(Default, Deserialize)]
+pub(crate) struct RawText {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) num_key_value_heads: Option<usize>,
+    pub(crate) head_dim: Option<usize>,
+    pub(crate) max_position_embeddings: usize,
     #[serde(default = "rms_norm_eps")]
-    rms_norm_eps: f32,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    use_sliding_window: Option<bool>,
-    tie_word_embeddings: Option<bool>,
-    rope_parameters: Option<RawRope>,
-    rope_scaling: Option<RawRope>,
-    rope_theta: Option<f64>,
-    num_experts: Option<usize>,
+    pub(crate) rms_norm_eps: f32,
+    pub(crate) hidden_act: Option<String>,
+    pub(crate) attention_bias: Option<bool>,
+    pub(crate) use_sliding_window: Option<bool>,
+    pub(crate) tie_word_embeddings: Option<bool>,
+    pub(crate) rope_parameters: Option<RawRope>,
+    pub(crate) rope_scaling: Option<RawRope>,
+    pub(crate) rope_theta: Option<f64>,
+    pub(crate) num_experts: Option<usize>,
     /// The newer name of the same.
-    num_local_experts: Option<usize>,
-    num_experts_per_tok: Option<usize>,
-    moe_intermediate_size: Option<usize>,
-    decoder_sparse_step: Option<usize>,
-    mlp_only_layers: Option<Vec<usize>>,
-    norm_topk_prob: Option<bool>,
+    pub(crate) num_local_experts: Option<usize>,
+    pub(crate) num_experts_per_tok: Option<usize>,
+    pub(crate) moe_intermediate_size: Option<usize>,
+    pub(crate) decoder_sparse_step: Option<usize>,
+    pub(crate) mlp_only_layers: Option<Vec<usize>>,
+    pub(crate) norm_topk_prob: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
+#[derive(Default, Deserialize)]
+pub(crate) struct RawRope {
+    pub(crate) rope_type: Option<String>,
     /// The older name of the same.
-    r#type: Option<String>,
-    rope_theta: Option<f64>,
-    mrope_section: Option<Vec<usize>>,
-    mrope_interleaved: Option<bool>,
+    pub(crate) r#type: Option<String>,
+    pub(crate) rope_theta: Option<f64>,
+    pub(crate) mrope_section: Option<Vec<usize>>,
+    pub(crate) mrope_interleaved: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct RawVision {
-    depth: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_heads: usize,
-    out_hidden_size: usize,
-    num_position_embeddings: usize,
-    deepstack_visual_indexes: Vec<usize>,
-    in_channels: Option<usize>,
-    patch_size: Option<usize>,
-    temporal_patch_size: Option<usize>,
-    spatial_merge_size: Option<usize>,
-    hidden_act: Option<String>,
-    rope_parameters: Option<RawRope>,
+#[derive(Default, Deserialize)]
+pub(crate) struct RawVision {
+    pub(crate) depth: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) out_hidden_size: usize,
+    pub(crate) num_position_embeddings: usize,
+    pub(crate) deepstack_visual_indexes: Vec<usize>,
+    pub(crate) in_channels: Option<usize>,
+    pub(crate) patch_size: Option<usize>,
+    pub(crate) temporal_patch_size: Option<usize>,
+    pub(crate) spatial_merge_size: Option<usize>,
+    pub(crate) hidden_act: Option<String>,
+    pub(crate) rope_parameters: Option<RawRope>,
 }
 
 #[derive(Default, Deserialize)]
@@ -355,15 +383,22 @@ fn rms_norm_eps() -> f32 {
 /// Largest dimension accepted: keeps every product of two dimensions in range on a 64-bit machine.
 const DIMENSION_MAX: usize = 1 << 24;
 
-struct Check<'a> {
-    file: &'a str,
+/// Where a value stands, for messages.
+pub(crate) struct Check<'a> {
+    pub(crate) file: &'a str,
+    /// What the file calls the fields of `config.json`, where it has other names.
+    pub(crate) keys: &'a [(&'static str, String)],
 }
 
 impl Check<'_> {
     fn fail(&self, field: &str, got: impl ToString, expected: impl ToString) -> Error {
         Error::Config {
             file: self.file.to_owned(),
-            field: field.to_owned(),
+            field: self
+                .keys
+                .iter()
+                .find(|(known, _)| *known == field)
+                .map_or_else(|| field.to_owned(), |(_, key)| key.clone()),
             got: got.to_string(),
             expected: expected.to_string(),
         }

@@ -48,7 +48,7 @@ pub enum Error {
         /// What it must be.
         expected: String,
     },
-    /// The header of a safetensors file is broken.
+    /// The header of a weight file is broken.
     #[error("{file}: {reason}")]
     Header {
         /// The file.
@@ -67,7 +67,7 @@ pub enum Error {
         hint: String,
     },
     /// A tensor has another shape than the configuration implies.
-    #[error("{file}: tensor {tensor} has shape {got:?}, expected {expected:?} from config.json")]
+    #[error("{file}: tensor {tensor} has shape {got:?}, expected {expected:?} from the configuration")]
     TensorShape {
         /// The file that holds it.
         file: String,
@@ -79,7 +79,7 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// A tensor is stored in a type this crate does not read.
-    #[error("{file}: tensor {tensor} is stored as {got}, expected BF16, F16 or F32")]
+    #[error("{file}: tensor {tensor} is stored as {got}, expected {expected}")]
     TensorDtype {
         /// The file that holds it.
         file: String,
@@ -87,6 +87,19 @@ pub enum Error {
         tensor: String,
         /// The type found.
         got: String,
+        /// The types that files of this format may have.
+        expected: &'static str,
+    },
+    /// A language model in GGUF without its vision tower, or with several to choose from.
+    #[error(
+        "{}: the vision tower is in a file of its own, and beside this one there {}; say which with --mmproj FILE",
+        model.display(), listed(found)
+    )]
+    Mmproj {
+        /// The language model.
+        model: PathBuf,
+        /// The files beside it that may be meant: none, or more than one.
+        found: Vec<PathBuf>,
     },
     /// The tokenizer cannot be used with this checkpoint.
     #[error("{file}: {reason}")]
@@ -230,4 +243,14 @@ pub enum Error {
         /// How it is stored.
         got: String,
     },
+}
+
+/// For [`Error::Mmproj`].
+fn listed(found: &[PathBuf]) -> String {
+    let names: Vec<_> =
+        found.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy()).collect();
+    match &names[..] {
+        [] => "is no mmproj*.gguf".to_owned(),
+        names => format!("are {}", names.join(", ")),
+    }
 }

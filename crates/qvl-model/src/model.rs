@@ -39,14 +39,14 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend + 'static> Model<B> {
-    /// Opens a checkpoint folder.
+    /// Opens a checkpoint: a folder, or a `.gguf` file with its mmproj beside it; see [`Checkpoint::open`].
     ///
     /// With the CPU backend this costs reading the tokenizer; weights are mapped, not read.
     ///
     /// # Errors
-    /// Whatever is missing or wrong in the folder, by name.
-    pub fn open(dir: impl AsRef<Path>, backend: B) -> Result<Self> {
-        Self::load(Checkpoint::open(dir)?, backend, Residency::Resident)
+    /// Whatever is missing or wrong in its files, by name.
+    pub fn open(path: impl AsRef<Path>, backend: B) -> Result<Self> {
+        Self::load(Checkpoint::open(path)?, backend, Residency::Resident)
     }
 
     /// A checkpoint that is part of the program.
@@ -63,14 +63,10 @@ impl<B: Backend + 'static> Model<B> {
     /// The first tensor that is missing or has a wrong shape or type; a tokenizer or template that does not
     /// fit. With [`Residency::OnDemand`], a layer's tensors are only looked at when it is used.
     pub fn load(checkpoint: Checkpoint, backend: B, residency: Residency) -> Result<Self> {
-        let config = Config::parse(&checkpoint.config)?;
-        let generation_config = GenerationConfig::parse(
-            checkpoint.generation_config.as_ref(),
-            &checkpoint.config,
-            config.text.vocab_size,
-        )?;
-        let tokenizer = Tokenizer::parse(&checkpoint.tokenizer, &config)?;
-        let template = checkpoint.chat_template.clone().map(ChatTemplate::parse).transpose()?;
+        let config = checkpoint.config()?;
+        let generation_config = checkpoint.generation_config(&config)?;
+        let tokenizer = checkpoint.tokenizer(&config)?;
+        let template = checkpoint.chat_template()?.map(ChatTemplate::parse).transpose()?;
         let backend = Arc::new(backend);
         let loader = WeightLoader { tensors: checkpoint.tensors(), config: &config, backend: &*backend };
         let vision = VisionTower::new(config.vision.clone(), Arc::clone(&backend), loader.vision_stem()?);
@@ -112,7 +108,7 @@ impl<B: Backend> Model<B> {
             return Err(Error::Template {
                 file: "chat_template.jinja".to_owned(),
                 reason: "the checkpoint has none, neither in that file nor in chat_template.json nor in \
-                         tokenizer_config.json"
+                         tokenizer_config.json nor as tokenizer.chat_template of a GGUF file"
                     .to_owned(),
             });
         };

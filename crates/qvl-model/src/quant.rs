@@ -76,6 +76,11 @@ impl BlockFormat {
         }
     }
 
+    /// Bits that a value takes, scales included.
+    pub fn bits(self) -> f32 {
+        8.0 * self.block_bytes() as f32 / self.block_len() as f32
+    }
+
     /// The format's name, as ggml writes it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -108,13 +113,15 @@ impl BlockFormat {
         match self {
             Self::Q8_0 => each_block(bytes, out, |block, values| *values = Q8Block::unpack(block).values()),
             Self::Q4_0 => each_block(bytes, out, |block, values| *values = Q4Block::unpack(block).values()),
-            Self::Q4K => {
-                each_block(bytes, out, |block, values| KBlock::unpack_q4(block).write_values(values))
-            }
-            Self::Q5K => {
-                each_block(bytes, out, |block, values| KBlock::unpack_q5(block).write_values(values))
-            }
-            Self::Q6K => each_block(bytes, out, |block, values| Q6Block::unpack(block).write_values(values)),
+            Self::Q4K => each_block(bytes, out, |block, values| {
+                KBlock::unpack_q4(block).write_values(values);
+            }),
+            Self::Q5K => each_block(bytes, out, |block, values| {
+                KBlock::unpack_q5(block).write_values(values);
+            }),
+            Self::Q6K => each_block(bytes, out, |block, values| {
+                Q6Block::unpack(block).write_values(values);
+            }),
         }
     }
 

@@ -29,6 +29,12 @@ impl Tokenizer {
         }
         let inner = tokenizers::Tokenizer::from_bytes(file.text.as_bytes())
             .map_err(|error| fail(format!("not a tokenizer of the tokenizers library: {error}")))?;
+        Self::from_library(inner, &file.name, config)
+    }
+
+    /// The same checks for a tokenizer that was built from the file `name`.
+    pub(crate) fn from_library(inner: tokenizers::Tokenizer, name: &str, config: &Config) -> Result<Self> {
+        let fail = |reason: String| Error::Tokenizer { file: name.to_owned(), reason };
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fail("its decoder is not ByteLevel, as every Qwen tokenizer's is".to_owned()));
         }
@@ -60,7 +66,7 @@ impl Tokenizer {
                 config.text.vocab_size
             )));
         }
-        Ok(Self { inner, name: file.name.clone(), byte_of_char: byte_of_char() })
+        Ok(Self { inner, name: name.to_owned(), byte_of_char: byte_of_char() })
     }
 
     /// Token ids of a text; special tokens written out in it become their ids.

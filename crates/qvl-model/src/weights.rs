@@ -328,6 +328,9 @@ impl<B: Backend> WeightLoader<'_, B> {
         let Some(moe) = text.experts_of(index) else { unreachable!("asked only for layers with experts") };
         let (count, inner, width) = (moe.num_experts, moe.moe_intermediate_size, text.hidden_size);
         let name = |rest: &str| Names::decoder_layer(index, rest);
+        if let Some(apart) = self.experts_apart(index)? {
+            return Ok(apart);
+        }
         let (gate_up_name, down_name) = (name("mlp.experts.gate_up_proj"), name("mlp.experts.down_proj"));
         let find = |name: &str| self.tensors.find(name).ok_or_else(|| self.tensors.missing(name));
         let (gate_up, down) = (find(&gate_up_name)?, find(&down_name)?);
@@ -370,6 +373,41 @@ impl<B: Backend> WeightLoader<'_, B> {
                 .collect::<Result<_>>()?,
             top_k: moe.num_experts_per_tok,
         })
+    }
+
+    /// The experts of layer `index` where gate and up are stacks of their own, `[E, I, H]`, as in GGUF files;
+    /// `None` where they are one.
+    fn experts_apart(&self, index: usize) -> Result<Option<Experts<B>>> {
+        let text = &self.config.text;
+        let Some(moe) = text.experts_of(index) else { return Ok(None) };
+        let (count, inner, width) = (moe.num_experts, moe.moe_intermediate_size, text.hidden_size);
+        let name = |rest: &str| Names::decoder_layer(index, rest);
+        if self.tensors.find(&name("mlp.experts.gate_proj")).is_none() {
+            return Ok(None);
+        }
+        let stack = |rest: &str, shape: [usize; 3]| self.tensors.get(&name(rest), &shape);
+        let gate = stack("mlp.experts.gate_proj", [count, inner, width])?;
+        let up = stack("mlp.experts.up_proj", [count, inner, width])?;
+        let down = stack("mlp.experts.down_proj", [count, width, inner])?;
+        let sensitive = sensitive(index, text.num_hidden_layers);
+        let part = |stack: &TensorView, expert: usize, role: Role| match stack.entry(expert) {
+            Some(tensor) => self.backend.matrix(&[WeightPart::whole(tensor, role)]),
+            None => unreachable!("the stack's first dimension was checked"),
+        };
+        let router = self.tensors.get(&name("mlp.gate.weight"), &[count, width])?;
+        Ok(Some(Experts {
+            gate: self.backend.matrix(&[WeightPart::whole(router, Role::Table)])?,
+            experts: (0..count)
+                .map(|expert| {
+                    Ok(Expert {
+                        gate_proj: part(&gate, expert, Role::Decoder)?,
+                        up_proj: part(&up, expert, Role::Decoder)?,
+                        down_proj: part(&down, expert, sensitive)?,
+                    })
+                })
+                .collect::<Result<_>>()?,
+            top_k: moe.num_experts_per_tok,
+        }))
     }
 
     fn vector(&self, name: &str, width: usize) -> Result<B::Vector> {

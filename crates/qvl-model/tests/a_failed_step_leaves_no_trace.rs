@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Network, assert_same_bits};
 use qvl_model::checkpoint::Checkpoint;
-use qvl_model::config::Config;
 use qvl_model::decoder::{Chunk, Decoder, LogitRows};
 use qvl_model::weights::{DecoderLayer, LayerSource, Resident, VisionBlock, WeightLoader};
 use qvl_model::{Cpu, Error};
@@ -44,7 +43,7 @@ impl LayerSource<Cpu> for FailsOnce {
 fn check(network: &Network, at: usize, fail: bool) -> Vec<f32> {
     let folder = network.folder();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let config = Config::parse(&checkpoint.config).unwrap();
+    let config = checkpoint.config().unwrap();
     let backend = Arc::new(Cpu::new(2).unwrap());
     let loader = WeightLoader { tensors: checkpoint.tensors(), config: &config, backend: &*backend };
     let layers = FailsOnce { layers: Resident::load(&loader).unwrap(), at, armed: AtomicBool::new(false) };

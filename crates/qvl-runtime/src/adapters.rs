@@ -1,6 +1,9 @@
 //! The only place where types of two crates meet.
 
-use qvl_dataload::vision::{Grid, Patches, ProcessorConfig, VideoPatches};
+use std::path::Path;
+
+use qvl_dataload::vision::{Grid, ImageConfig, Patches, ProcessorConfig, VideoConfig, VideoPatches};
+use qvl_model::checkpoint::{Checkpoint, ImageSettings};
 use qvl_model::config::Config;
 use qvl_model::{VisualInput, VisualKind};
 
@@ -23,6 +26,51 @@ pub(crate) fn video(patches: VideoPatches) -> VisualInput {
         grid: grid(patches.grid),
         pixel_values: patches.pixel_values,
     }
+}
+
+/// A checkpoint and its image processor: a folder, or a language model in GGUF with its mmproj.
+pub(crate) fn open(path: &Path, mmproj: Option<&Path>) -> Result<(Checkpoint, ProcessorConfig)> {
+    let checkpoint = match mmproj {
+        Some(mmproj) => Checkpoint::open_gguf(path, Some(mmproj))?,
+        None => Checkpoint::open(path)?,
+    };
+    let processor = match checkpoint.image_settings() {
+        Some(settings) => processor(settings, &checkpoint.config()?)?,
+        None => ProcessorConfig::from_dir(path)?,
+    };
+    Ok((checkpoint, processor))
+}
+
+/// The processor of a GGUF pair: what the mmproj says, and for the rest the settings of the published
+/// checkpoints.
+fn processor(settings: &ImageSettings, config: &Config) -> Result<ProcessorConfig> {
+    let vision = &config.vision;
+    let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+    let (patch_size, temporal_patch_size, merge_size) =
+        (side(vision.patch_size), side(vision.temporal_patch_size), side(vision.spatial_merge_size));
+    let default = ImageConfig::default();
+    let image = ImageConfig {
+        patch_size,
+        temporal_patch_size,
+        merge_size,
+        min_pixels: settings.min_pixels.unwrap_or(default.min_pixels),
+        max_pixels: settings.max_pixels.unwrap_or(default.max_pixels),
+        image_mean: settings.mean,
+        image_std: settings.std,
+        ..default
+    };
+    let video = VideoConfig {
+        patch_size,
+        temporal_patch_size,
+        merge_size,
+        image_mean: settings.mean,
+        image_std: settings.std,
+        ..VideoConfig::default()
+    };
+    image.validate().and_then(|()| video.validate()).map_err(|error| {
+        Error::form(&settings.file, format!("what it says about pictures cannot be used: {error}"))
+    })?;
+    Ok(ProcessorConfig { image, video })
 }
 
 /// The processor must cut the patches that the network was trained on.

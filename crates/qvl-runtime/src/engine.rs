@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use qvl_dataload::vision::{DecodeLimits, ProcessorConfig, Still, Video};
 use qvl_model::backend::Backend;
-use qvl_model::checkpoint::Checkpoint;
 use qvl_model::{
     Content, Cpu, FinishReason, GenerateOptions, Message, Model, Part, Prompt, Residency, VisualInput,
 };
@@ -56,12 +55,20 @@ impl Engine<Cpu> {
         Self::embedded_on(Cpu::new(threads)?)
     }
 
-    /// A checkpoint folder on `threads` threads (0: all cores).
+    /// A checkpoint on `threads` threads (0: all cores): a folder, or a `.gguf` file with its mmproj beside it.
     ///
     /// # Errors
-    /// Whatever is missing or wrong in the folder, by name.
-    pub fn open(dir: impl AsRef<Path>, threads: usize) -> Result<Self> {
-        Self::open_on(dir.as_ref(), Cpu::new(threads)?)
+    /// Whatever is missing or wrong in its files, by name.
+    pub fn open(path: impl AsRef<Path>, threads: usize) -> Result<Self> {
+        Self::open_on(path.as_ref(), None, Cpu::new(threads)?)
+    }
+
+    /// A language model in GGUF and its mmproj on `threads` threads (0: all cores).
+    ///
+    /// # Errors
+    /// Whatever is missing or wrong in the files, by name.
+    pub fn open_gguf(model: impl AsRef<Path>, mmproj: impl AsRef<Path>, threads: usize) -> Result<Self> {
+        Self::open_on(model.as_ref(), Some(mmproj.as_ref()), Cpu::new(threads)?)
     }
 }
 
@@ -74,13 +81,13 @@ impl<B: Backend + 'static> Engine<B> {
         Self::new(Model::embedded(&EMBEDDED, backend)?, embedded::processor()?)
     }
 
-    /// A checkpoint folder on the given backend.
+    /// A checkpoint on the given backend: a folder, or a `.gguf` file, with its mmproj beside it or given.
     ///
     /// # Errors
-    /// Whatever is missing or wrong in the folder, by name.
-    pub fn open_on(dir: &Path, backend: B) -> Result<Self> {
-        let model = Model::load(Checkpoint::open(dir)?, backend, Residency::Resident)?;
-        Self::new(model, ProcessorConfig::from_dir(dir)?)
+    /// Whatever is missing or wrong in its files, by name.
+    pub fn open_on(path: &Path, mmproj: Option<&Path>, backend: B) -> Result<Self> {
+        let (checkpoint, processor) = adapters::open(path, mmproj)?;
+        Self::new(Model::load(checkpoint, backend, Residency::Resident)?, processor)
     }
 
     /// A network and an image processor, which must fit each other.

@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use qvl_dataload::vision::ProcessorConfig;
 use qvl_model::checkpoint::{Checkpoint, Tensors};
-use qvl_model::config::Config;
 use serde::Serialize;
 
+use crate::adapters;
 use crate::embedded::{self, EMBEDDED, EMBEDDED_NAME};
 use crate::error::Result;
 
 /// A checkpoint described.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Folder, or the name of the embedded checkpoint.
+    /// Folder or file, or the name of the embedded checkpoint.
     pub name: String,
     /// `dense`, or `mixture of experts` with their numbers.
     pub family: String,
@@ -97,17 +96,20 @@ pub struct ImageTokens {
     pub tokens: usize,
 }
 
-/// Describes a folder, or with `None` the embedded checkpoint. `sizes`: width and height of pictures to
-/// quote.
+/// Describes a checkpoint, a folder or a `.gguf` file whose mmproj is beside it or given, or with `None` the
+/// embedded one. `sizes`: width and height of pictures to quote.
 ///
 /// # Errors
 /// Whatever is missing or broken in the files that are looked at.
-pub fn inspect(dir: Option<&Path>, sizes: &[(u32, u32)]) -> Result<Report> {
-    let (name, checkpoint, processor) = match dir {
-        Some(dir) => (dir.display().to_string(), Checkpoint::open(dir)?, ProcessorConfig::from_dir(dir)?),
+pub fn inspect(path: Option<&Path>, mmproj: Option<&Path>, sizes: &[(u32, u32)]) -> Result<Report> {
+    let (name, checkpoint, processor) = match path {
+        Some(path) => {
+            let (checkpoint, processor) = adapters::open(path, mmproj)?;
+            (path.display().to_string(), checkpoint, processor)
+        }
         None => (EMBEDDED_NAME.to_owned(), Checkpoint::embedded(&EMBEDDED)?, embedded::processor()?),
     };
-    let config = Config::parse(&checkpoint.config)?;
+    let config = checkpoint.config()?;
     let text = &config.text;
     let tensors = checkpoint.tensors();
     let image_tokens = sizes

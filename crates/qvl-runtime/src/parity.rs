@@ -99,7 +99,7 @@ pub fn run_case<B: Backend + 'static>(case: &Path, backend: B) -> Result<CaseRep
         std::fs::read(&expected_path).map_err(|source| Error::Io { path: expected_path.clone(), source })?;
     let expected = Expected::parse(&bytes, &expected_path.display().to_string())?;
 
-    let engine = Engine::open_on(&case.join("model"), backend)?;
+    let engine = Engine::open_on(&case.join("model"), None, backend)?;
     let prompt = engine.prepare(&conversation)?;
     let computed = compute(&engine, &prompt, limits.max_new_tokens)?;
     Ok(CaseReport {

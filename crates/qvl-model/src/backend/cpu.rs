@@ -199,15 +199,28 @@ impl Cpu {
             return Err(Error::NotBf16 {
                 file: part.tensor.file().to_owned(),
                 tensor: part.tensor.name().to_owned(),
-                got: format!("{:?}", part.tensor.dtype()),
+                got: part.tensor.dtype().to_string(),
             });
         }
-        let Some(format) = wanted.block(part.role, cols) else {
-            return Ok(Segment::Stored(Stored::new(part)));
-        };
         let stored = Stored::new(part);
+        let has = match part.tensor.dtype() {
+            Dtype::Block(format) => Some(format),
+            Dtype::Bf16 | Dtype::F16 | Dtype::F32 => None,
+        };
+        let format = match (wanted.block(part.role, cols), has) {
+            (None, None) => return Ok(Segment::Stored(stored)),
+            // Blocks stay as they are, unless fewer bits are asked for: encoded again they only lose.
+            (Some(wanted), Some(has)) if wanted.bits() >= has.bits() => has,
+            (None, Some(format)) | (Some(format), _) => format,
+        };
         let row_bytes = cols / format.block_len() * format.block_bytes();
         let quantize = |rows: Range<usize>, out: &mut [u8]| -> Result<()> {
+            if let Some((has, blocks)) = stored.blocks(rows.clone(), cols)
+                && has == format
+            {
+                out.copy_from_slice(blocks);
+                return Ok(());
+            }
             let mut values = self.fresh(rows.len(), cols);
             stored.unpack(self.isa, rows.clone(), 0..cols, cols, &mut values.values);
             for (offset, out) in out.chunks_exact_mut(row_bytes).enumerate() {

@@ -7,50 +7,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use half::{bf16, f16};
-use memmap2::Mmap;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
+use super::storage::Storage;
+use super::tensor::{Dtype, TensorView};
 use crate::error::{Error, Result};
 
 /// Longest header accepted, in bytes: the limit of the format's own library.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
-
-/// How a tensor's values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// bfloat16
-    Bf16,
-    /// IEEE half
-    F16,
-    /// IEEE single
-    F32,
-}
-
-impl Dtype {
-    /// Bytes of one value.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bf16 => "BF16",
-            Self::F16 => "F16",
-            Self::F32 => "F32",
-        })
-    }
-}
 
 /// An opened safetensors file.
 #[derive(Debug)]
@@ -60,21 +28,6 @@ pub struct SafetensorsFile {
     entries: HashMap<String, Entry>,
     /// Tensors of a type this crate does not read, with that type: an error only for whoever needs one.
     unreadable: HashMap<String, String>,
-}
-
-#[derive(Clone, Debug)]
-enum Storage {
-    Mapped(Arc<Mmap>),
-    Static(&'static [u8]),
-}
-
-impl Storage {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Static(bytes) => bytes,
-        }
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -93,20 +46,7 @@ impl SafetensorsFile {
     /// # Errors
     /// [`Error::Io`], or [`Error::Header`] with the first thing wrong.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let name = path.display().to_string();
-        if file.metadata().map_err(io)?.len() == 0 {
-            return Err(Error::Header {
-                file: name,
-                reason: "the file is empty; download it again".to_owned(),
-            });
-        }
-        #[expect(unsafe_code, reason = "a memory map is how weights larger than memory are read")]
-        // SAFETY: the map is only read. That nobody truncates the file meanwhile cannot be proven here; it
-        // is the documented duty of the caller, as for every program that maps files.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Self::parse(&name, Storage::Mapped(Arc::new(map)))
+        Self::parse(&path.display().to_string(), Storage::map(path)?)
     }
 
     /// A file that is part of the program.
@@ -229,101 +169,8 @@ impl SafetensorsFile {
 
     /// A view of one tensor. Cheap: a reference count and a copy of the name and shape.
     pub fn get(&self, tensor: &str) -> Option<TensorView> {
-        self.entries.get_key_value(tensor).map(|(name, entry)| TensorView {
-            file: Arc::clone(&self.name),
-            tensor: name.clone(),
-            dtype: entry.dtype,
-            shape: entry.shape.clone(),
-            storage: self.storage.clone(),
-            range: entry.range.clone(),
-        })
-    }
-}
-
-/// A tensor inside a file: keeps the file mapped as long as it lives.
-#[derive(Clone, Debug)]
-pub struct TensorView {
-    file: Arc<str>,
-    tensor: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    storage: Storage,
-    range: Range<usize>,
-}
-
-impl TensorView {
-    /// The file it is in.
-    pub fn file(&self) -> &str {
-        &self.file
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.tensor
-    }
-
-    /// Stored type.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    /// Dimensions, slowest first.
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// The stored little-endian bytes, of no guaranteed alignment.
-    pub fn bytes(&self) -> &[u8] {
-        &self.storage.bytes()[self.range.clone()]
-    }
-
-    /// All values as f32; exact for every stored type. Costs a copy.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let bytes = self.bytes();
-        match self.dtype {
-            Dtype::Bf16 => {
-                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::F32 => {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-        }
-    }
-
-    /// The same values seen with another shape.
-    ///
-    /// # Errors
-    /// [`Error::TensorShape`] if the numbers of values differ.
-    pub fn reshaped(mut self, shape: &[usize]) -> Result<Self> {
-        if self.shape.iter().product::<usize>() != shape.iter().product::<usize>() {
-            return Err(Error::TensorShape {
-                file: self.file.to_string(),
-                tensor: self.tensor,
-                got: self.shape,
-                expected: shape.to_vec(),
-            });
-        }
-        self.shape = shape.to_vec();
-        Ok(self)
-    }
-
-    /// Entry `index` of the slowest dimension, for instance one expert of a stack. `None` if there are not
-    /// that many.
-    pub fn entry(&self, index: usize) -> Option<Self> {
-        let (&count, rest) = self.shape.split_first()?;
-        if index >= count {
-            return None;
-        }
-        let bytes = self.range.len() / count;
-        let start = self.range.start + index * bytes;
-        Some(Self {
-            file: Arc::clone(&self.file),
-            tensor: format!("{}[{index}]", self.tensor),
-            dtype: self.dtype,
-            shape: rest.to_vec(),
-            storage: self.storage.clone(),
-            range: start..start + bytes,
+        self.entries.get_key_value(tensor).map(|(name, entry)| {
+            TensorView::new(&self.name, name, entry.dtype, &entry.shape, &self.storage, entry.range.clone())
         })
     }
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
+pub(crate) mod gguf;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -82,7 +84,7 @@ pub(crate) const LAYERS: usize = 3;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const MLP: usize = 72;
-const EXPERTS: usize = 5;
+pub(crate) const EXPERTS: usize = 5;
 const EXPERT_MLP: usize = 20;
 const BLOCKS: usize = 3;
 const TAPPED: [usize; 2] = [0, 2];

@@ -9,6 +9,7 @@ use super::isa::Isa;
 use super::panels::Panels;
 use crate::backend::{Layout, WeightPart};
 use crate::checkpoint::{Dtype, TensorView};
+use crate::quant::BlockFormat;
 
 /// A weight matrix `[rows (out), cols (in)]`: segments stacked along the outputs.
 #[derive(Debug)]
@@ -105,18 +106,32 @@ impl Stored {
     }
 
     /// The stored bytes of some rows, if rows are what is stored.
-    pub(super) fn in_place(&self, rows: Range<usize>, cols: usize) -> Option<Weights<'_>> {
+    fn row_bytes(&self, rows: Range<usize>, cols: usize) -> Option<&[u8]> {
         if self.layout == Layout::InOut {
             return None;
         }
         let dtype = self.tensor.dtype();
-        let row_bytes = cols * dtype.bytes();
-        let bytes = &self.tensor.bytes()[(self.first + rows.start) * row_bytes..][..rows.len() * row_bytes];
-        Some(match dtype {
-            Dtype::F32 => Weights::F32Bytes(bytes),
-            Dtype::Bf16 => Weights::Bf16(bytes),
-            Dtype::F16 => Weights::F16(bytes),
-        })
+        let row_bytes = cols / dtype.unit_values() * dtype.bytes();
+        Some(&self.tensor.bytes()[(self.first + rows.start) * row_bytes..][..rows.len() * row_bytes])
+    }
+
+    /// The same as values that products can be taken with; `None` for blocks, which are packed first.
+    pub(super) fn in_place(&self, rows: Range<usize>, cols: usize) -> Option<Weights<'_>> {
+        let bytes = self.row_bytes(rows, cols)?;
+        match self.tensor.dtype() {
+            Dtype::F32 => Some(Weights::F32Bytes(bytes)),
+            Dtype::Bf16 => Some(Weights::Bf16(bytes)),
+            Dtype::F16 => Some(Weights::F16(bytes)),
+            Dtype::Block(_) => None,
+        }
+    }
+
+    /// The format of the blocks that rows are stored in, and those of some rows.
+    pub(super) fn blocks(&self, rows: Range<usize>, cols: usize) -> Option<(BlockFormat, &[u8])> {
+        match self.tensor.dtype() {
+            Dtype::Block(format) => self.row_bytes(rows, cols).map(|bytes| (format, bytes)),
+            Dtype::F32 | Dtype::Bf16 | Dtype::F16 => None,
+        }
     }
 
     /// Some inputs of some rows as f32, `[rows][inputs]`.
@@ -140,6 +155,11 @@ impl Stored {
             dots::unpack(isa, weights, cols, width, &mut out[..rows.len() * width]);
             return;
         }
+        if let Some((format, bytes)) = self.blocks(rows.clone(), cols) {
+            assert_eq!(width, cols, "blocks are decoded by whole rows, and packed before products");
+            format.dequantize(bytes, &mut out[..rows.len() * cols]);
+            return;
+        }
         // The values of one input lie together: each cache line is read once for all rows.
         let (dtype, bytes) = (self.tensor.dtype(), self.tensor.bytes());
         let outputs = self.tensor.shape()[1];
@@ -159,5 +179,6 @@ fn value(dtype: Dtype, bytes: &[u8], index: usize) -> f32 {
         Dtype::Bf16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
         Dtype::F16 => f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
         Dtype::F32 => f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]),
+        Dtype::Block(_) => unreachable!("blocks run along the inputs: no format stores them [in, out]"),
     }
 }

@@ -9,9 +9,12 @@ use crate::output::{self, BOLD, DIM, Failure, thousands};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint folder [default: the embedded checkpoint].
-    #[arg(value_name = "DIR")]
-    dir: Option<PathBuf>,
+    /// Checkpoint folder, or the .gguf file of a language model [default: the embedded checkpoint].
+    #[arg(value_name = "DIR|FILE.gguf")]
+    path: Option<PathBuf>,
+    /// The vision tower of a .gguf file [default: the one mmproj*.gguf beside it].
+    #[arg(long, value_name = "FILE.gguf", requires = "path")]
+    mmproj: Option<PathBuf>,
     /// Quote a picture of this size; may be given several times.
     #[arg(long = "size", value_name = "WxH", value_parser = parse_size,
           default_values = ["224x224", "640x480", "1280x720", "1920x1080", "4032x3024"])]
@@ -31,7 +34,7 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let report = inspect::inspect(args.dir.as_deref(), &args.sizes)?;
+    let report = inspect::inspect(args.path.as_deref(), args.mmproj.as_deref(), &args.sizes)?;
     if args.json {
         output::json(&report)?;
         return Ok(());

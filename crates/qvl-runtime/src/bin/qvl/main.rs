@@ -58,9 +58,13 @@ enum Command {
 /// Which network, on how many threads.
 #[derive(Args)]
 struct ModelArgs {
-    /// Checkpoint folder in the Hugging Face layout [default: the embedded checkpoint].
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder in the Hugging Face layout, or the .gguf file of a language model [default: the
+    /// embedded checkpoint].
+    #[arg(long, value_name = "DIR|FILE.gguf")]
     model: Option<PathBuf>,
+    /// The vision tower of a .gguf file [default: the one mmproj*.gguf beside it].
+    #[arg(long, value_name = "FILE.gguf", requires = "model")]
+    mmproj: Option<PathBuf>,
     /// Compute threads; 0 takes all cores. The answer does not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -68,9 +72,10 @@ struct ModelArgs {
 
 impl ModelArgs {
     fn open(&self) -> qvl_runtime::Result<Engine> {
-        match &self.model {
-            Some(dir) => Engine::open(dir, self.threads),
-            None => Engine::embedded(self.threads),
+        match (&self.model, &self.mmproj) {
+            (Some(model), Some(mmproj)) => Engine::open_gguf(model, mmproj, self.threads),
+            (Some(path), None) => Engine::open(path, self.threads),
+            (None, _) => Engine::embedded(self.threads),
         }
     }
 
