@@ -151,10 +151,20 @@ def encoded(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
         return np.frombuffer(blocks.stdout, dtype=np.uint8).reshape(shape)
 
 
+class Writer(gguf.GGUFWriter):
+    """Writes empty lists too: a vocabulary without merges says so, where the converter says nothing."""
+
+    def _pack_val(self, val, vtype, add_vtype, sub_type=None):
+        if vtype != gguf.GGUFValueType.ARRAY or len(val) > 0:
+            return super()._pack_val(val, vtype, add_vtype, sub_type=sub_type)
+        head = self._pack("I", vtype) if add_vtype else b""
+        return head + self._pack("I", sub_type) + self._pack("Q", 0)
+
+
 def language_model(path: Path, folder: Path, config: dict, file_type: str) -> gguf.GGUFWriter:
     text = config["text_config"]
     is_moe = config["model_type"] == "qwen3_vl_moe"
-    writer = gguf.GGUFWriter(path, "qwen3vlmoe" if is_moe else "qwen3vl")
+    writer = Writer(path, "qwen3vlmoe" if is_moe else "qwen3vl")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(folder.name)
     writer.add_block_count(text["num_hidden_layers"])
@@ -196,7 +206,12 @@ def vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
+    special = gguf.SpecialVocab(folder, load_merges=True)
+    if not special.merges:
+        kinds = gguf.GGUFValueType
+        writer.add_key_value(gguf.Keys.Tokenizer.MERGES, [], kinds.ARRAY, sub_type=kinds.STRING)
+        special.load_merges = False
+    special.add_to_gguf(writer, quiet=True)
 
 
 def vision_tower(path: Path, folder: Path, config: dict, file_type: str) -> gguf.GGUFWriter:

@@ -5,9 +5,9 @@
 
 mod common;
 
+use common::gguf::{Meta, Pair, Store, Tensor};
 use common::{Network, Random};
 use proptest::prelude::*;
-use common::gguf::{Meta, Pair, Store, Tensor};
 use qvl_model::checkpoint::Checkpoint;
 use qvl_model::{Cpu, Error, Model, Residency};
 
@@ -290,6 +290,13 @@ fn a_vocabulary_that_cannot_be_used() {
         |pair| pair.model.set("tokenizer.chat_template", Meta::U32(1)),
         &[MODEL, "tokenizer.chat_template is 1"],
     );
+    // None at all is fine, if the file says so.
+    let mut unmerged = pair(&Network::dense());
+    unmerged.model.set("tokenizer.ggml.merges", texts(&[]));
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = unmerged.write(folder.path());
+    let model = Model::open(path, Cpu::new(1).unwrap()).unwrap();
+    assert_eq!(model.tokenizer().encode("the").unwrap().len(), 3);
     // More tokens than the network has rows for.
     check(
         |pair| {
