@@ -1,10 +1,10 @@
 //! How the probe starts qvl: the one place that knows how weight formats are asked for.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use qvl_model::checkpoint::Checkpoint;
 use qvl_model::config::{Config, TextConfig};
-use qvl_model::{Cpu, Model, Residency};
+use qvl_model::{Cpu, CpuOptions, Model, Residency, WeightFormat};
 
 use crate::ModelArgs;
 
@@ -40,12 +40,18 @@ impl WeightsArg {
 
 /// The CPU backend with weights in the given form.
 fn cpu(threads: usize, weights: WeightsArg, vision: WeightsArg) -> Result<Cpu> {
-    for (what, asked) in [("--weights", weights), ("--vision-weights", vision)] {
-        if asked != WeightsArg::Bf16 {
-            bail!("{what} {}: not supported yet", asked.name());
-        }
-    }
-    Ok(Cpu::new(threads)?)
+    let format = |asked| match asked {
+        WeightsArg::Bf16 => WeightFormat::Bf16,
+        WeightsArg::Q8 => WeightFormat::Q8,
+        WeightsArg::Q4 => WeightFormat::Q4,
+    };
+    let options = CpuOptions {
+        threads,
+        weights: format(weights),
+        vision_weights: format(vision),
+        ..CpuOptions::default()
+    };
+    Ok(Cpu::with(options)?)
 }
 
 /// Opens the checkpoint.

@@ -161,11 +161,8 @@ impl<B: Backend> Decoder<B> {
         }
 
         if !wanted.is_empty() {
-            let last = backend.rms_norm(
-                &backend.take_rows(&x, &wanted),
-                &self.stem.norm,
-                self.config.rms_norm_eps,
-            );
+            let last =
+                backend.rms_norm(&backend.take_rows(&x, &wanted), &self.stem.norm, self.config.rms_norm_eps);
             backend.download_into(&backend.linear(self.stem.head(), &last), logits);
         }
         Ok(())

@@ -268,8 +268,8 @@ impl<B: Backend> VisionTower<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Linear, Mat};
     use crate::backend::reference::Reference;
+    use crate::backend::{Linear, Mat};
 
     /// A tower of which only the dimensions are used: heads of `head_dim`, `side * side` learned positions.
     fn tower(head_dim: usize, side: usize) -> VisionTower<Reference> {

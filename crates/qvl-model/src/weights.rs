@@ -270,7 +270,8 @@ impl<B: Backend> WeightLoader<'_, B> {
         let text = &self.config.text;
         let table = [text.vocab_size, text.hidden_size];
         Ok(DecoderStem {
-            embed_tokens: self.stacked(&[(Names::EMBED_TOKENS.to_owned(), table[0], Role::Head)], table[1])?,
+            embed_tokens: self
+                .stacked(&[(Names::EMBED_TOKENS.to_owned(), table[0], Role::Head)], table[1])?,
             norm: self.vector(Names::NORM, text.hidden_size)?,
             lm_head: if self.config.tie_word_embeddings {
                 None
@@ -354,7 +355,8 @@ impl<B: Backend> WeightLoader<'_, B> {
             });
         };
         let sensitive = sensitive(index, text.num_hidden_layers);
-        let part = |stack: &TensorView, expert: usize, outputs: Range<usize>, role: Role| match stack.entry(expert)
+        let part = |stack: &TensorView, expert: usize, outputs: Range<usize>, role: Role| match stack
+            .entry(expert)
         {
             Some(tensor) => self.backend.matrix(&[WeightPart { tensor, layout, outputs, role }]),
             None => unreachable!("the stack's first dimension was checked"),
@@ -433,9 +435,7 @@ impl<B: Backend> WeightLoader<'_, B> {
     fn stacked(&self, parts: &[(String, usize, Role)], inputs: usize) -> Result<Linear<B>> {
         let parts = parts
             .iter()
-            .map(|(name, rows, role)| {
-                Ok(WeightPart::whole(self.tensors.get(name, &[*rows, inputs])?, *role))
-            })
+            .map(|(name, rows, role)| Ok(WeightPart::whole(self.tensors.get(name, &[*rows, inputs])?, *role)))
             .collect::<Result<Vec<_>>>()?;
         Ok(Linear { weight: self.backend.matrix(&parts)?, bias: None })
     }

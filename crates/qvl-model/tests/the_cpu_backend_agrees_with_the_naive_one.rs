@@ -4,19 +4,27 @@
 
 mod common;
 
-use common::{Network, long_prompt, open};
+use common::{Network, long_prompt, open_with};
+use qvl_model::backend::cpu::Isa;
 use qvl_model::decoder::LogitRows;
-use qvl_model::{Model, Prompt, Reference};
+use qvl_model::{CpuOptions, Model, Prompt, Reference, Residency};
 
 /// Sums of a few hundred products in another order differ by some 1e-7; a wrong formula by more than 1e-3.
 const TOLERANCE: f64 = 1e-5;
 
 fn check(network: &Network) {
     let folder = network.folder();
-    let cpu = open(folder.path());
+    for isa in Isa::available() {
+        let options = CpuOptions { threads: 2, isa: Some(isa), exact: true, ..CpuOptions::default() };
+        check_with(network, folder.path(), options);
+    }
+}
+
+fn check_with(network: &Network, dir: &std::path::Path, options: CpuOptions) {
+    let cpu = open_with(dir, options, Residency::Resident);
     let prompt = long_prompt(&cpu);
     let got = everything(&cpu, &prompt);
-    let expected = everything(&Model::open(folder.path(), Reference).unwrap(), &prompt);
+    let expected = everything(&Model::open(dir, Reference).unwrap(), &prompt);
     assert_eq!(got.len(), 4);
     for ((name, got), (_, expected)) in got.iter().zip(&expected) {
         assert_eq!(got.len(), expected.len(), "{name}");

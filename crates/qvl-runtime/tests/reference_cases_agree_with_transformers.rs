@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use qvl_model::backend::Backend;
-use qvl_model::{Cpu, Reference};
+use qvl_model::backend::cpu::Isa;
+use qvl_model::{Cpu, CpuOptions, Reference};
 use qvl_runtime::parity::{self, TOLERANCE, TensorReport};
 
 fn cases() -> Vec<PathBuf> {
@@ -62,14 +63,20 @@ fn there_are_nine() {
     );
 }
 
+fn exact(threads: usize, isa: Isa) -> Cpu {
+    Cpu::with(CpuOptions { threads, isa: Some(isa), exact: true, ..CpuOptions::default() }).unwrap()
+}
+
 #[test]
-fn on_one_thread() {
-    check(|| Cpu::new(1).unwrap());
+fn on_one_thread_with_every_instruction_set() {
+    for isa in Isa::available() {
+        check(|| exact(1, isa));
+    }
 }
 
 #[test]
 fn on_three_threads() {
-    check(|| Cpu::new(3).unwrap());
+    check(|| exact(3, Isa::detect()));
 }
 
 #[test]

@@ -33,10 +33,10 @@ use crate::moe::route;
 use activations::QuantRows;
 pub use attention::{CpuKv, KvFormat};
 pub use isa::{ISA_VARIABLE, Isa};
-pub use matrix::CpuMatrix;
-pub use options::{CpuOptions, WeightFormat};
 use linear::Input;
+pub use matrix::CpuMatrix;
 use matrix::{Segment, Stored};
+pub use options::{CpuOptions, WeightFormat};
 use panels::{PackError, Panels};
 
 /// Computes on this machine's cores.
@@ -152,12 +152,7 @@ impl Cpu {
     }
 
     /// Gives `f` the activations in the form that products with `weight` want, on this backend's threads.
-    fn with_input<R: Send>(
-        &self,
-        weight: &CpuMatrix,
-        x: &Mat,
-        f: impl FnOnce(&Input<'_>) -> R + Send,
-    ) -> R {
+    fn with_input<R: Send>(&self, weight: &CpuMatrix, x: &Mat, f: impl FnOnce(&Input<'_>) -> R + Send) -> R {
         self.pool.install(|| {
             if self.options.exact || !weight.has_panels() || x.rows == 0 {
                 return f(&Input { x, quantized: None });
@@ -236,9 +231,7 @@ impl Cpu {
         let packed = self.pool.install(|| Panels::pack(format, part.outputs.len(), cols, quantize));
         packed.map(Segment::Panels).map_err(|error| match error {
             PackError::Source(error) => error,
-            PackError::Memory(source) => {
-                Error::PackMemory { tensor: part.tensor.name().to_owned(), source }
-            }
+            PackError::Memory(source) => Error::PackMemory { tensor: part.tensor.name().to_owned(), source },
         })
     }
 }

@@ -426,8 +426,11 @@ mod tests {
                     kv.truncate(cut);
                     let mut fresh = CpuKv::new(1, shape, format);
                     for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
-                        let part =
-                            Mat::from_slice(range.len(), qkv.cols, &qkv.values[range.start * qkv.cols..range.end * qkv.cols]);
+                        let part = Mat::from_slice(
+                            range.len(),
+                            qkv.cols,
+                            &qkv.values[range.start * qkv.cols..range.end * qkv.cols],
+                        );
                         let mut y = Mat::zeros(range.len(), shape.q_width());
                         causal(isa, [(kv, 0..range.len())].into_iter(), 0, &part, shape, &mut y);
                         let expected = &whole.values[range.start * y.cols..range.end * y.cols];

@@ -3,10 +3,10 @@
 #![expect(unsafe_code, reason = "vector loads by pointer: the bounds are asserted once for a whole tile")]
 
 use super::isa::dispatched;
-use super::kernels::{LANES, Lanes, exp, reduce};
+use super::kernels::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::kernels::{Avx2, Avx512};
-use super::kernels::Portable;
+use super::kernels::{LANES, Lanes, exp, reduce};
 
 /// Tokens of a page.
 pub(super) const PAGE: usize = 64;
@@ -141,7 +141,9 @@ unsafe fn scores_of<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<
 /// Scores to weights: `exp(score - max)` of the visible ones, 0 of the others.
 #[inline(always)]
 fn softmax(scores: &mut [f32], state: &mut State) {
-    let Some(scores) = scores.first_chunk_mut::<PAGE>() else { unreachable!("a row of scores is a page wide") };
+    let Some(scores) = scores.first_chunk_mut::<PAGE>() else {
+        unreachable!("a row of scores is a page wide")
+    };
     if state.visible < PAGE {
         for key in state.visible..PAGE {
             scores[key] = f32::NEG_INFINITY;

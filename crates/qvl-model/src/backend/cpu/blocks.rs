@@ -1,6 +1,9 @@
 //! Blocks of one matrix written by several threads at once.
 
-#![expect(unsafe_code, reason = "blocks of columns of a row-major matrix are not contiguous, so no slice can be split into them")]
+#![expect(
+    unsafe_code,
+    reason = "blocks of columns of a row-major matrix are not contiguous, so no slice can be split into them"
+)]
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -90,7 +93,9 @@ impl Block<'_> {
     pub(super) fn row(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.place.rows.len(), "row {index} of a block of {}", self.place.rows.len());
         // SAFETY: the row lies inside the matrix, and no other block has these columns of it.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(index * self.stride), self.place.columns.len()) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.first.add(index * self.stride), self.place.columns.len())
+        }
     }
 }
 

@@ -6,7 +6,10 @@
 //! the inputs; the chunks' sums are added in ascending order. It is the same however many rows are multiplied
 //! at once, and whether a row is multiplied whole or chunk by chunk.
 
-#![expect(unsafe_code, reason = "vector loads by pointer: the bounds are asserted once for a whole block of rows")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads by pointer: the bounds are asserted once for a whole block of rows"
+)]
 
 use super::isa::dispatched;
 
@@ -416,12 +419,7 @@ unsafe fn rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8, m: usize
 /// `MR` rows of activations with up to four rows of weights; where there are fewer, the last one stands in
 /// for the absent ones and their results are not kept.
 #[inline(always)]
-unsafe fn tile<V: Vector, E: Element, const MR: usize>(
-    job: &mut Dots<'_>,
-    w: *const u8,
-    m: usize,
-    n: usize,
-) {
+unsafe fn tile<V: Vector, E: Element, const MR: usize>(job: &mut Dots<'_>, w: *const u8, m: usize, n: usize) {
     let count = (job.w_rows - n).min(TILE_ROWS);
     // SAFETY: rows `m..m + MR` of `x` and `n..n + count` of `w` hold `k` values each, and all their results
     // have a place, by `run`'s assertions.

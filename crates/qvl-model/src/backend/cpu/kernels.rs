@@ -64,7 +64,6 @@ impl Lanes for Portable {
         Self(*values)
     }
 
-
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; LANES])
@@ -102,7 +101,6 @@ mod x86 {
             unsafe { Self(_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) }
         }
 
-
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: AVX2 by the invariant of `Lanes`.
@@ -113,9 +111,7 @@ mod x86 {
         #[inline(always)]
         fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: AVX2 by the invariant of `Lanes`.
-            unsafe {
-                Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1))
-            }
+            unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
         }
 
         #[inline(always)]
@@ -144,7 +140,6 @@ mod x86 {
             // SAFETY: 16 values lie there; AVX-512F by the invariant of `Lanes`.
             Self(unsafe { _mm512_loadu_ps(values.as_ptr()) })
         }
-
 
         #[inline(always)]
         fn splat(value: f32) -> Self {

@@ -478,7 +478,8 @@ mod x86 {
                     while group < N {
                         let codes = &codes[panel];
                         even[panel] = _mm512_dpbusd_epi32(even[panel], codes[first + group], x_of(group));
-                        odd[panel] = _mm512_dpbusd_epi32(odd[panel], codes[first + group + 1], x_of(group + 1));
+                        odd[panel] =
+                            _mm512_dpbusd_epi32(odd[panel], codes[first + group + 1], x_of(group + 1));
                         group += 2;
                     }
                     even[panel] = _mm512_add_epi32(even[panel], odd[panel]);

@@ -111,8 +111,7 @@ impl Panels {
         assert!(rows > 0 && cols.is_multiple_of(format.block_len()), "rows of whole blocks");
         let panel_bytes = panel_bytes(format, cols);
         let row_bytes = cols / format.block_len() * format.block_bytes();
-        let mut bytes =
-            MmapMut::map_anon(rows.div_ceil(PANEL) * panel_bytes).map_err(PackError::Memory)?;
+        let mut bytes = MmapMut::map_anon(rows.div_ceil(PANEL) * panel_bytes).map_err(PackError::Memory)?;
         if bytes.len() >= HUGE_FROM {
             // Only advice: a system without huge pages refuses, and everything works as well.
             bytes.advise(Advice::HugePage).ok();
@@ -189,7 +188,8 @@ impl Panels {
                         let scales = std::array::from_fn(|s| scales[s * PANEL + column].cast_signed());
                         Q6Block { d, scales, codes }.write_values(out);
                     } else {
-                        let at = |block: usize, kind: usize| scales[block * SCALE_BYTES + kind * PANEL + column];
+                        let at =
+                            |block: usize, kind: usize| scales[block * SCALE_BYTES + kind * PANEL + column];
                         let dmin = half(supers, PANEL + column);
                         let (scales, mins) =
                             (std::array::from_fn(|s| at(s, 0)), std::array::from_fn(|s| at(s, 1)));
@@ -276,9 +276,7 @@ fn get_codes(format: BlockFormat, bytes: &[u8], block: usize, column: usize, cod
             BlockFormat::Q8_0 => bytes[group * 64 + at],
             BlockFormat::Q4_0 | BlockFormat::Q4K => low(bytes),
             BlockFormat::Q5K => low(bytes) | (bytes[256 + at] >> group & 1) << 4,
-            BlockFormat::Q6K => {
-                low(bytes) | (bytes[256 + group / 4 * 64 + at] >> (group % 4 * 2) & 3) << 4
-            }
+            BlockFormat::Q6K => low(bytes) | (bytes[256 + group / 4 * 64 + at] >> (group % 4 * 2) & 3) << 4,
         };
     }
 }
@@ -338,7 +336,11 @@ pub(super) mod tests {
                             let mut got = vec![0.0; cols];
                             panels.unpack_row(row, &mut got);
                             let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                            assert_eq!(bits(&got), bits(&expected[row * cols..][..cols]), "{format}, row {row}");
+                            assert_eq!(
+                                bits(&got),
+                                bits(&expected[row * cols..][..cols]),
+                                "{format}, row {row}"
+                            );
                         }
                     }
                 }
@@ -348,9 +350,15 @@ pub(super) mod tests {
 
     #[test]
     fn what_the_source_says_is_what_the_packer_says() {
-        let failing = Panels::pack(BlockFormat::Q8_0, 40, 32, |range: Range<usize>, _: &mut [u8]| {
-            if range.contains(&33) { Err("row 33") } else { Ok(()) }
-        });
+        let failing =
+            Panels::pack(
+                BlockFormat::Q8_0,
+                40,
+                32,
+                |range: Range<usize>, _: &mut [u8]| {
+                    if range.contains(&33) { Err("row 33") } else { Ok(()) }
+                },
+            );
         assert!(matches!(failing, Err(PackError::Source("row 33"))));
     }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use qvl_model::{Cpu, Reference};
+use qvl_model::{Cpu, CpuOptions, Reference};
 use qvl_runtime::parity::{self, CaseReport, TOLERANCE, TensorReport};
 
 use crate::output::{self, BAD, BOLD, Failure, GOOD};
@@ -17,9 +17,12 @@ pub(crate) struct Args {
     /// What computes.
     #[arg(long, value_enum, default_value_t = On::Cpu)]
     backend: On,
-    /// Compute threads; 0 takes all cores.
+    /// Compute threads; 0 takes all physical cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// Keys and values in bfloat16, as answers are computed by default, instead of f32 throughout.
+    #[arg(long)]
+    fast: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -35,11 +38,12 @@ enum On {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cases = parity::cases(&args.dir)?;
+    let options = CpuOptions { threads: args.threads, exact: !args.fast, ..CpuOptions::default() };
     let bar = output::bar(cases.len(), "comparing")?;
     let mut reports = Vec::with_capacity(cases.len());
     for case in &cases {
         reports.push(match args.backend {
-            On::Cpu => parity::run_case(case, Cpu::new(args.threads)?)?,
+            On::Cpu => parity::run_case(case, Cpu::with(options)?)?,
             On::Reference => parity::run_case(case, Reference)?,
         });
         bar.inc(1);
