@@ -63,16 +63,38 @@ impl<B: Backend + 'static> Model<B> {
     /// The first tensor that is missing or has a wrong shape or type; a tokenizer or template that does not
     /// fit. With [`Residency::OnDemand`], a layer's tensors are only looked at when it is used.
     pub fn load(checkpoint: Checkpoint, backend: B, residency: Residency) -> Result<Self> {
+        Self::load_with(checkpoint, backend, residency, &|_, _| {})
+    }
+
+    /// The same. `progress` is told how many parts (the blocks and layers, tower and decoder without them) have
+    /// been given to the backend, and of how many; a backend that quantises takes its time for each.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        checkpoint: Checkpoint,
+        backend: B,
+        residency: Residency,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Self> {
         let config = checkpoint.config()?;
         let generation_config = checkpoint.generation_config(&config)?;
         let tokenizer = checkpoint.tokenizer(&config)?;
         let template = checkpoint.chat_template()?.map(ChatTemplate::parse).transpose()?;
         let backend = Arc::new(backend);
         let loader = WeightLoader { tensors: checkpoint.tensors(), config: &config, backend: &*backend };
+        let layers = match residency {
+            Residency::Resident => config.vision.depth + config.text.num_hidden_layers,
+            Residency::OnDemand => 0,
+        };
+        let parts = layers + 2;
+        progress(0, parts);
         let vision = VisionTower::new(config.vision.clone(), Arc::clone(&backend), loader.vision_stem()?);
+        progress(1, parts);
         let decoder = Decoder::new(config.text.clone(), Arc::clone(&backend), loader.decoder_stem()?);
+        progress(2, parts);
         let layers: Box<dyn LayerSource<B>> = match residency {
-            Residency::Resident => Box::new(Resident::load(&loader)?),
+            Residency::Resident => Box::new(Resident::load(&loader, &|done| progress(2 + done, parts))?),
             Residency::OnDemand => {
                 let backend = Arc::clone(&backend);
                 Box::new(OnDemand { checkpoint: Arc::new(checkpoint), config: config.clone(), backend })

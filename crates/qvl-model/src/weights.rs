@@ -136,20 +136,23 @@ pub struct Resident<B: Backend> {
 }
 
 impl<B: Backend> Resident<B> {
-    /// Gives every layer to the backend.
+    /// Gives every layer to the backend. `progress` is told after each how many it has.
     ///
     /// # Errors
     /// The first tensor that is missing or has a wrong shape or type.
-    pub fn load(loader: &WeightLoader<'_, B>) -> Result<Self> {
-        let config = loader.config;
-        Ok(Self {
-            vision_blocks: (0..config.vision.depth)
-                .map(|index| loader.vision_block(index).map(Arc::new))
-                .collect::<Result<_>>()?,
-            decoder_layers: (0..config.text.num_hidden_layers)
-                .map(|index| loader.decoder_layer(index).map(Arc::new))
-                .collect::<Result<_>>()?,
-        })
+    pub fn load(loader: &WeightLoader<'_, B>, progress: &dyn Fn(usize)) -> Result<Self> {
+        let (depth, layers) = (loader.config.vision.depth, loader.config.text.num_hidden_layers);
+        let mut vision_blocks = Vec::with_capacity(depth);
+        for index in 0..depth {
+            vision_blocks.push(Arc::new(loader.vision_block(index)?));
+            progress(index + 1);
+        }
+        let mut decoder_layers = Vec::with_capacity(layers);
+        for index in 0..layers {
+            decoder_layers.push(Arc::new(loader.decoder_layer(index)?));
+            progress(depth + index + 1);
+        }
+        Ok(Self { vision_blocks, decoder_layers })
     }
 }
 

@@ -46,7 +46,8 @@ fn check(network: &Network, at: usize, fail: bool) -> Vec<f32> {
     let config = checkpoint.config().unwrap();
     let backend = Arc::new(Cpu::new(2).unwrap());
     let loader = WeightLoader { tensors: checkpoint.tensors(), config: &config, backend: &*backend };
-    let layers = FailsOnce { layers: Resident::load(&loader).unwrap(), at, armed: AtomicBool::new(false) };
+    let layers =
+        FailsOnce { layers: Resident::load(&loader, &|_| {}).unwrap(), at, armed: AtomicBool::new(false) };
     let decoder = Decoder::new(config.text.clone(), Arc::clone(&backend), loader.decoder_stem().unwrap());
     let (mut first, mut second) = (decoder.kv_cache(), decoder.kv_cache());
     let mut step = |ids: [&[u32]; 2], from: [u32; 2]| {

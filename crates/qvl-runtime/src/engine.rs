@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use qvl_dataload::vision::{DecodeLimits, ProcessorConfig, Still, Video};
 use qvl_model::backend::Backend;
+use qvl_model::checkpoint::Checkpoint;
 use qvl_model::{
-    Content, Cpu, FinishReason, GenerateOptions, Message, Model, Part, Prompt, Residency, VisualInput,
+    Content, Cpu, CpuOptions, FinishReason, GenerateOptions, Message, Model, Part, Prompt, Residency,
+    VisualInput,
 };
 
 use crate::adapters;
@@ -61,6 +63,26 @@ impl Engine<Cpu> {
     /// Whatever is missing or wrong in its files, by name.
     pub fn open(path: impl AsRef<Path>, threads: usize) -> Result<Self> {
         Self::open_on(path.as_ref(), None, Cpu::new(threads)?)
+    }
+
+    /// A checkpoint on the CPU as `options` say: a folder, a `.gguf` file with its mmproj beside it or given,
+    /// or with `None` the embedded one. `progress` is told how many parts of the network are loaded, and of how
+    /// many: loading takes long only when weights are quantised.
+    ///
+    /// # Errors
+    /// Whatever is missing or wrong in its files, by name; what the options ask for and cannot have.
+    pub fn open_with(
+        path: Option<&Path>,
+        mmproj: Option<&Path>,
+        options: CpuOptions,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Self> {
+        let backend = Cpu::with(options)?;
+        let (checkpoint, processor) = match path {
+            Some(path) => adapters::open(path, mmproj)?,
+            None => (Checkpoint::embedded(&EMBEDDED)?, embedded::processor()?),
+        };
+        Self::new(Model::load_with(checkpoint, backend, Residency::Resident, progress)?, processor)
     }
 
     /// A language model in GGUF and its mmproj on `threads` threads (0: all cores).

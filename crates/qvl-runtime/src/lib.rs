@@ -3,6 +3,7 @@
 
 mod adapters;
 mod conversation;
+pub mod distance;
 mod embedded;
 mod engine;
 mod error;

@@ -229,6 +229,8 @@ impl Cpu {
             Ok(())
         };
         let packed = self.pool.install(|| Panels::pack(format, part.outputs.len(), cols, quantize));
+        // The packed copy is what is used from here on.
+        part.tensor.release();
         packed.map(Segment::Panels).map_err(|error| match error {
             PackError::Source(error) => error,
             PackError::Memory(source) => Error::PackMemory { tensor: part.tensor.name().to_owned(), source },

@@ -143,6 +143,12 @@ impl TensorView {
         &self.storage.bytes()[self.range.clone()]
     }
 
+    /// Gives its memory back to the system, if it is mapped: for whoever has copied it. Reading it again is only
+    /// slower.
+    pub fn release(&self) {
+        self.storage.release(self.range.clone());
+    }
+
     /// All values as f32; exact for every stored type, block formats decoded. Costs a copy.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.shape.iter().product()];

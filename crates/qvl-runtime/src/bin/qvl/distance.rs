@@ -1,0 +1,52 @@
+//! `qvl distance`
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use qvl_runtime::{distance, evaluate};
+
+use crate::ModelArgs;
+use crate::output::{self, BOLD, Failure};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Questions as `qvl eval` reads them; the answers in it are not used.
+    #[arg(long, value_name = "FILE.jsonl")]
+    manifest: PathBuf,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_tokens: usize,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let questions = evaluate::read_manifest(&args.manifest)?;
+    let exact = args.model.open_exact()?;
+    let other = args.model.open()?;
+    let bar = output::bar(questions.len(), "comparing")?;
+    let found = distance::distance(&exact, &other, &questions, args.max_tokens, || bar.inc(1));
+    bar.finish_and_clear();
+    let found = found?;
+    if args.json {
+        output::json(&serde_json::json!({
+            "model": args.model.name(),
+            "manifest": args.manifest,
+            "weights": args.model.weights.name(),
+            "vision_weights": args.model.vision_weights.name(),
+            "exact": args.model.exact,
+            "questions": questions.len(),
+            "distance": found,
+        }))?;
+        return Ok(());
+    }
+    let mut out = anstream::stdout().lock();
+    writeln!(out, "positions            {BOLD}{}{BOLD:#} of {} answers", found.positions, questions.len())?;
+    writeln!(out, "mean KL divergence   {BOLD}{:.3e}{BOLD:#} nats", found.mean_kl_divergence)?;
+    writeln!(out, "largest              {:.3e} nats", found.max_kl_divergence)?;
+    writeln!(out, "same top token       {BOLD}{:.2} %{BOLD:#}", found.top1_percent())?;
+    Ok(())
+}
