@@ -251,3 +251,44 @@ fn a_reader_that_leaves_early_is_no_error() {
         assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
     }
 }
+
+#[test]
+fn every_way_of_keeping_weights_reads_the_number() {
+    let picture = sample("digits-1.png");
+    let ask = |more: &[&str]| {
+        let args = ["describe", &picture, "--prompt", "Read the number."];
+        qvl(args.into_iter().chain(more.iter().copied())).done().stdout
+    };
+    let expected = ask(&["--exact"]);
+    for more in [
+        &[][..],
+        &["--weights", "bf16"],
+        &["--weights", "q8"],
+        &["--weights", "q4"],
+        &["--vision-weights", "q8"],
+        &["--weights", "q4", "--exact"],
+    ] {
+        assert_eq!(ask(more), expected, "{more:?}");
+    }
+}
+
+#[test]
+fn an_instruction_set_or_a_format_that_is_not_there_is_one_clear_line() {
+    let picture = sample("digits-1.png");
+    let args = ["describe", &picture, "--weights", "q3"];
+    let run = qvl(args);
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.stderr.contains("q3") && run.stderr.contains("q8 and q4"), "{run:?}");
+    for (isa, is_there) in [("portable", true), ("sse9", false), ("", false)] {
+        let output =
+            program().env("QVL_ISA", isa).args(["describe", &picture, "--max-tokens", "1"]).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), is_there, "{isa:?}: {stderr}");
+        if !is_there {
+            assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+            for part in ["QVL_ISA", isa, "portable"] {
+                assert!(stderr.contains(part), "{stderr:?} does not say {part:?}");
+            }
+        }
+    }
+}

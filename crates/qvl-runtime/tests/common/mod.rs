@@ -26,12 +26,17 @@ pub(crate) fn program() -> Command {
         .stdin(Stdio::null())
         .env_remove("CLICOLOR_FORCE")
         .env_remove("NO_COLOR")
+        .env_remove("QVL_ISA")
         .env("TERM", "xterm-256color");
     command
 }
 
 pub(crate) fn qvl<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
-    let output = program().args(args).output().unwrap();
+    run(program().args(args))
+}
+
+fn run(command: &mut Command) -> Run {
+    let output = command.output().unwrap();
     let run = Run {
         code: output.status.code().unwrap(),
         stdout: String::from_utf8(output.stdout).unwrap(),
