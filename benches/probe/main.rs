@@ -18,9 +18,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use qvl_model::WeightFormat;
 use serde_json::Value;
-
-use crate::backend::WeightsArg;
 
 /// Measures qvl and the machine; one JSON line per measurement on stdout.
 #[derive(Parser)]
@@ -54,12 +53,12 @@ struct ModelArgs {
     /// Checkpoint folder in the Hugging Face layout.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// How the decoder's matrices are stored.
-    #[arg(long, value_enum, default_value_t = WeightsArg::Bf16)]
-    weights: WeightsArg,
-    /// How the vision tower's matrices are stored.
-    #[arg(long, value_enum, default_value_t = WeightsArg::Bf16)]
-    vision_weights: WeightsArg,
+    /// How the decoder's matrices are held: stored, bf16, q8 or q4.
+    #[arg(long, value_name = "FORMAT", default_value_t = WeightFormat::Stored)]
+    weights: WeightFormat,
+    /// How the vision tower's matrices are held.
+    #[arg(long, value_name = "FORMAT", default_value_t = WeightFormat::Stored)]
+    vision_weights: WeightFormat,
     /// Compute threads; 0 takes all cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,

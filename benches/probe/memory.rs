@@ -3,11 +3,12 @@
 use anyhow::{Context, Result};
 use qvl_dataload::vision::ProcessorConfig;
 use qvl_model::config::Config;
-use qvl_model::decoder::LogitRows;
-use qvl_model::{Grid, Message, Part, VisualInput, VisualKind};
+use qvl_model::decoder::{Chunk, LogitRows, VisualRows};
+use qvl_model::{Grid, Prompt, VisualInput, VisualKind};
 use serde_json::json;
 
-use crate::{ModelArgs, backend, emit, picture, text, vision};
+use crate::backend::Network;
+use crate::{ModelArgs, emit, picture, text, vision};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -22,22 +23,33 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (model, info) = backend::open(&args.model)?;
+    let network = Network::open(&args.model)?;
+    let config = &network.config;
     let processor = ProcessorConfig::from_dir(&args.model.model)?;
     let patches = vision::process(&processor, &picture::jpeg(args.side)?)?;
     let grid = Grid { t: patches.grid.t, h: patches.grid.h, w: patches.grid.w };
     let input = VisualInput { kind: VisualKind::Image, grid, pixel_values: patches.pixel_values };
-    let message = Message::user([Part::Image, Part::text("Describe the image.")]);
-    let prompt = model.prompt(&[message], vec![input])?;
-    let visual = model.encode(&prompt)?;
-    let mut cache = model.kv_cache();
-    model.prefill(&mut cache, &prompt, visual.as_ref(), 0, LogitRows::Last)?;
-    text::append(&model, &mut cache, &text::fresh_ids(&model, 0, args.tokens))?;
-    for id in text::fresh_ids(&model, 1, 4) {
-        text::append(&model, &mut cache, &[id])?;
+    let prompt = Prompt::new(QUESTION, vec![input], &network.tokenizer, config)?;
+    let pixel_values = &prompt.inputs[0].pixel_values;
+    let output = network.vision.forward(&network.layers, pixel_values, &[grid])?;
+    let mut cache = network.kv_cache();
+    let chunk = Chunk {
+        cache: &mut cache,
+        ids: &prompt.ids,
+        positions: &prompt.positions,
+        visual: Some(VisualRows { output: &output, rows: &prompt.visual_rows(0..prompt.len()) }),
+        logits: LogitRows::Last,
+    };
+    network.forward(&mut [chunk])?;
+    cache.set_rope_delta(prompt.rope_delta);
+    let vocab_size = config.text.vocab_size;
+    let mut append = |ids: &[u32]| text::append(&mut cache, ids, |chunk| network.forward(chunk));
+    append(&text::fresh_ids(vocab_size, 0, args.tokens))?;
+    for id in text::fresh_ids(vocab_size, 1, ANSWER_TOKENS) {
+        append(&[id])?;
     }
 
-    let config = model.config();
+    let weight_bytes = network.bytes.all as u64;
     let rows = prompt.len().max(args.tokens);
     let scratch_bytes = scratch_bytes(config, rows, grid.patches());
     let kv_bytes = kv_bytes(config, cache.len());
@@ -45,22 +57,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "metric": "memory",
         "weights": args.model.weights.name(),
         "vision_weights": args.model.vision_weights.name(),
-        "isa": info.isa,
-        "threads": info.threads,
+        "isa": network.isa,
+        "threads": network.threads,
         "peak_resident_bytes": peak_resident_bytes()?,
-        "weight_bytes": info.weight_bytes,
-        "stored_bytes": info.stored_bytes,
+        "weight_bytes": weight_bytes,
         "kv_bytes": kv_bytes,
         "scratch_bytes": scratch_bytes,
-        "stated_bytes": info.weight_bytes + kv_bytes + scratch_bytes,
+        "stated_bytes": weight_bytes + kv_bytes + scratch_bytes,
     }))
 }
 
-/// f32 keys and values of `tokens` tokens.
+/// A picture and a question, as a template renders them.
+const QUESTION: &str = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n\
+                        <|im_start|>assistant\n";
+
+/// Tokens decoded at the end.
+const ANSWER_TOKENS: usize = 4;
+
+/// bf16 keys and values of `tokens` tokens, in whole pages.
 fn kv_bytes(config: &Config, tokens: usize) -> u64 {
     let text = &config.text;
-    (2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * tokens * 4) as u64
+    let tokens = tokens.next_multiple_of(PAGE_TOKENS);
+    (2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * tokens * 2) as u64
 }
+
+/// Tokens of a page of keys and values.
+const PAGE_TOKENS: usize = 64;
 
 /// f32 activations that live at once in the widest moment of a step: the residual stream, its normed copy and
 /// an MLP's inside. Of tower and decoder the larger counts, since one ends before the other begins; the

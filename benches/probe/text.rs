@@ -6,10 +6,11 @@ use anyhow::{Context, Result, ensure};
 use qvl_model::decoder::{Chunk, LogitRows};
 use qvl_model::kv::KvCache;
 use qvl_model::mrope::Position;
-use qvl_model::{Cpu, GenerateOptions, Message, Model, Part};
+use qvl_model::{Cpu, GenerateOptions, Message, Part};
 use serde_json::json;
 
-use crate::{ModelArgs, backend, emit};
+use crate::backend::{self, Network};
+use crate::{ModelArgs, emit};
 
 /// Tokens of the fresh prompt in front of a decode.
 const PROMPT_TOKENS: usize = 8;
@@ -29,6 +30,9 @@ pub(crate) struct DecodeArgs {
     /// Stop after so many seconds, with the tokens there are by then; 0 has no limit.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     limit: f64,
+    /// Then also the prefill of a prompt of so many tokens; 0 is none. Saves loading the weights again.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prefill: usize,
 }
 
 #[derive(clap::Args)]
@@ -54,10 +58,10 @@ pub(crate) struct FirstTokenArgs {
 
 pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens 0: nothing to measure");
-    let (model, info) = backend::open(&args.model)?;
+    let network = Network::open(&args.model)?;
     for &count in &args.sequences {
         ensure!(count > 0, "--sequences 0: nothing to decode");
-        let mut batch = Batch::start(&model, count)?;
+        let mut batch = Batch::start(&network, count)?;
         for _ in 0..WARM_UP_STEPS {
             batch.step()?;
         }
@@ -76,35 +80,42 @@ pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
         emit(&json!({
             "metric": "decode",
             "weights": args.model.weights.name(),
-            "isa": info.isa,
-            "threads": info.threads,
+            "isa": network.isa,
+            "threads": network.threads,
             "sequences": count,
             "tokens": decoded,
             "tokens_per_second": (count * decoded) as f64 / seconds,
             "step_seconds_median": steps[decoded / 2],
-            "weight_bytes_per_token": info.decode_bytes,
+            "weight_bytes_per_token": network.bytes.per_token,
         }))?;
+    }
+    if args.prefill > 0 {
+        prefill_on(&network, &args.model, args.prefill, 1)?;
     }
     Ok(())
 }
 
 pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
     ensure!(args.tokens > 0 && args.repetitions > 0, "nothing to measure");
-    let (model, info) = backend::open(&args.model)?;
-    for repetition in 0..=args.repetitions {
+    prefill_on(&Network::open(&args.model)?, &args.model, args.tokens, args.repetitions)
+}
+
+fn prefill_on(network: &Network, model: &ModelArgs, tokens: usize, repetitions: usize) -> Result<()> {
+    for repetition in 0..=repetitions {
         let start = Instant::now();
-        let mut cache = model.kv_cache();
-        let ids = fresh_ids(&model, repetition, args.tokens);
-        append(&model, &mut cache, &ids)?;
+        let mut cache = network.kv_cache();
+        let ids = fresh_ids(network.config.text.vocab_size, repetition, tokens);
+        append(&mut cache, &ids, |chunk| network.forward(chunk))?;
         let seconds = start.elapsed().as_secs_f64();
+        // The first run finds the buffers for the others.
         if repetition > 0 {
             emit(&json!({
                 "metric": "prefill",
-                "weights": args.model.weights.name(),
-                "isa": info.isa,
-                "threads": info.threads,
-                "tokens": args.tokens,
-                "tokens_per_second": args.tokens as f64 / seconds,
+                "weights": model.weights.name(),
+                "isa": network.isa,
+                "threads": network.threads,
+                "tokens": tokens,
+                "tokens_per_second": tokens as f64 / seconds,
             }))?;
         }
     }
@@ -113,7 +124,7 @@ pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
 
 pub(crate) fn first_token(args: &FirstTokenArgs) -> Result<()> {
     let start = Instant::now();
-    let (model, info) = backend::open(&args.model)?;
+    let model = backend::open_model(&args.model)?;
     let load = start.elapsed().as_secs_f64();
     let prompt = model.prompt(&[Message::user([Part::text(&args.prompt)])], Vec::new())?;
     let options = GenerateOptions { max_new_tokens: 1, ignore_eos: true, ..GenerateOptions::default() };
@@ -121,8 +132,6 @@ pub(crate) fn first_token(args: &FirstTokenArgs) -> Result<()> {
     emit(&json!({
         "metric": "first_token",
         "weights": args.model.weights.name(),
-        "isa": info.isa,
-        "threads": info.threads,
         "prompt_tokens": prompt.len(),
         "load_seconds": load,
         "seconds": start.elapsed().as_secs_f64(),
@@ -131,19 +140,20 @@ pub(crate) fn first_token(args: &FirstTokenArgs) -> Result<()> {
 }
 
 /// Sequences that are decoded together, greedily.
-pub(crate) struct Batch<'m> {
-    model: &'m Model<Cpu>,
+struct Batch<'n> {
+    network: &'n Network,
     caches: Vec<KvCache<Cpu>>,
     last: Vec<u32>,
 }
 
-impl<'m> Batch<'m> {
+impl<'n> Batch<'n> {
     /// Prefills `count` different prompts.
-    pub(crate) fn start(model: &'m Model<Cpu>, count: usize) -> Result<Self> {
-        let mut batch = Self { model, caches: Vec::new(), last: Vec::new() };
+    fn start(network: &'n Network, count: usize) -> Result<Self> {
+        let mut batch = Self { network, caches: Vec::new(), last: Vec::new() };
         for sequence in 0..count {
-            let mut cache = model.kv_cache();
-            let logits = append(model, &mut cache, &fresh_ids(model, sequence, PROMPT_TOKENS))?;
+            let mut cache = network.kv_cache();
+            let ids = fresh_ids(network.config.text.vocab_size, sequence, PROMPT_TOKENS);
+            let logits = append(&mut cache, &ids, |chunk| network.forward(chunk))?;
             batch.caches.push(cache);
             batch.last.push(most_probable(&logits));
         }
@@ -151,7 +161,7 @@ impl<'m> Batch<'m> {
     }
 
     /// One more token for every sequence, in one step of the decoder.
-    pub(crate) fn step(&mut self) -> Result<()> {
+    fn step(&mut self) -> Result<()> {
         let positions: Vec<[Position; 1]> = self.caches.iter().map(|cache| [cache.next_position()]).collect();
         let mut chunks: Vec<Chunk<'_, Cpu>> = self
             .caches
@@ -166,9 +176,9 @@ impl<'m> Batch<'m> {
                 logits: LogitRows::Last,
             })
             .collect();
-        let logits = self.model.forward(&mut chunks)?;
+        let logits = self.network.forward(&mut chunks)?;
         drop(chunks);
-        for (last, row) in self.last.iter_mut().zip(logits.chunks(self.model.config().text.vocab_size)) {
+        for (last, row) in self.last.iter_mut().zip(logits.chunks(self.network.config.text.vocab_size)) {
             *last = most_probable(row);
         }
         Ok(())
@@ -176,17 +186,20 @@ impl<'m> Batch<'m> {
 }
 
 /// Appends tokens to a sequence; the logits of the last.
-pub(crate) fn append(model: &Model<Cpu>, cache: &mut KvCache<Cpu>, ids: &[u32]) -> Result<Vec<f32>> {
+pub(crate) fn append(
+    cache: &mut KvCache<Cpu>,
+    ids: &[u32],
+    forward: impl FnOnce(&mut [Chunk<'_, Cpu>]) -> Result<Vec<f32>>,
+) -> Result<Vec<f32>> {
     let first = cache.next_position()[0];
     let positions: Vec<Position> = (0..ids.len()).map(|index| [first + index as u32; 3]).collect();
-    let chunk = Chunk { cache, ids, positions: &positions, visual: None, logits: LogitRows::Last };
-    Ok(model.forward(&mut [chunk])?)
+    forward(&mut [Chunk { cache, ids, positions: &positions, visual: None, logits: LogitRows::Last }])
 }
 
 /// Ids of ordinary tokens that look like no other call's: nothing computed before can be used again.
-pub(crate) fn fresh_ids(model: &Model<Cpu>, seed: usize, count: usize) -> Vec<u32> {
-    // Below the special tokens, which stand at the end of the vocabulary.
-    let ordinary = (model.config().text.vocab_size as u32 / 2).max(1);
+pub(crate) fn fresh_ids(vocab_size: usize, seed: usize, count: usize) -> Vec<u32> {
+    // The special tokens stand at the end of the vocabulary.
+    let ordinary = (vocab_size as u32 / 2).max(1);
     let mut state = (seed as u32).wrapping_mul(0x9e37_79b9).wrapping_add(1);
     (0..count)
         .map(|_| {

@@ -8,7 +8,8 @@ use qvl_dataload::vision::{DecodeLimits, Patches, ProcessorConfig, Still};
 use qvl_model::Grid;
 use serde_json::json;
 
-use crate::{ModelArgs, backend, emit, picture};
+use crate::backend::Network;
+use crate::{ModelArgs, emit, picture};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,7 +31,7 @@ const WARM_UP_SIDE: u32 = 448;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.repetitions > 0, "--repetitions 0: nothing to measure");
-    let (model, info) = backend::open(&args.model)?;
+    let network = Network::open(&args.model)?;
     let processor = ProcessorConfig::from_dir(&args.model.model)?;
     let jpeg = match &args.picture {
         Some(path) => std::fs::read(path).with_context(|| path.display().to_string())?,
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let encode = |patches: &Patches| {
         let grid = Grid { t: patches.grid.t, h: patches.grid.h, w: patches.grid.w };
         let start = Instant::now();
-        let output = model.encode_patches(&patches.pixel_values, &[grid])?;
+        let output = network.vision.forward(&network.layers, &patches.pixel_values, &[grid])?;
         anyhow::Ok((start.elapsed().as_secs_f64(), output.tokens))
     };
     encode(&process(&processor, &picture::jpeg(WARM_UP_SIDE)?)?)?;
@@ -51,8 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         emit(&json!({
             "metric": "vision",
             "vision_weights": args.model.vision_weights.name(),
-            "isa": info.isa,
-            "threads": info.threads,
+            "isa": network.isa,
+            "threads": network.threads,
             "visual_tokens": tokens,
             "processing_seconds": processing,
             "tower_seconds": tower,

@@ -228,8 +228,7 @@ pub(crate) fn plan<'a>(args: &'a Args, setup: &'a Setup) -> Plan<'a> {
     let rounds = |full: u32, quick: u32| if setup.quick { quick } else { full };
     let group = |rounds, jobs| Group { rounds, jobs, ..Group::default() };
     let mut groups = vec![
-        group(rounds(5, 2), runs.decode()),
-        group(rounds(5, 2), runs.prefill()),
+        group(rounds(5, 2), runs.text()),
         group(rounds(5, 2), runs.vision(448, true)),
         group(rounds(3, 2), runs.vision(1024, !setup.quick)),
         Group { busy_threads: BUSY_THREADS, ..group(rounds(3, 2), runs.loaded()) },
@@ -253,7 +252,8 @@ struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    fn decode(&self) -> Vec<Job<'a>> {
+    /// Decode and prefill of one sequence: each format loads once a round for both.
+    fn text(&self) -> Vec<Job<'a>> {
         let setup = self.setup;
         let tokens = if setup.quick { 16 } else { 32 };
         let bandwidth = move || {
@@ -263,43 +263,27 @@ impl<'a> Runs<'a> {
         };
         let mut jobs = vec![Job::new(&["bandwidth"], Ok(bandwidth))];
         for (format, file) in FORMATS {
-            let batched = format != "bf16";
+            // What is read in place gains from more sequences as anything does; its gain has no target.
+            let sequences = if format == "bf16" { "1" } else { "1,8" };
             let ours = move || {
-                let sequences = if batched { "1,8" } else { "1" };
                 let call = setup.on_model("decode", format, "bf16").with("--tokens", tokens);
-                let (lines, _) = call.with("--sequences", sequences).run()?;
-                let rate = |index: usize| {
-                    figure(lines.get(index).context("a measurement is missing")?, "tokens_per_second")
-                };
-                let mut samples = vec![rate(0)?, figure(&lines[0], "weight_bytes_per_token")?];
-                if batched {
-                    samples.push(rate(1)?);
-                }
-                Ok(samples)
+                let call = call.with("--sequences", sequences).with("--prefill", PREFILL_TOKENS);
+                let (lines, _) = call.run()?;
+                let bytes = lines.first().context("the probe gave no measurement")?;
+                let rates = lines.iter().map(|line| figure(line, "tokens_per_second"));
+                [figure(bytes, "weight_bytes_per_token")].into_iter().chain(rates).collect()
             };
-            let (one, bytes, eight) = (
-                format!("qvl decode {format} x1"),
-                format!("qvl bytes {format}"),
-                format!("qvl decode {format} x8"),
-            );
-            let series = [one.as_str(), bytes.as_str(), eight.as_str()];
-            jobs.push(Job::new(&series[..if batched { 3 } else { 2 }], Ok(ours)));
+            let mut series = vec![format!("qvl bytes {format}"), format!("qvl decode {format} x1")];
+            series.extend((sequences != "1").then(|| format!("qvl decode {format} x8")));
+            series.push(format!("qvl prefill {format}"));
+            jobs.push(Job::new(&series, Ok(ours)));
             for policy in ["default", "passive"] {
                 let series = format!("llama.cpp decode {file} {policy}");
                 let work = self.llama_bench(&self.native, file, 0, tokens, policy == "passive", PEER_LIMIT);
-                jobs.push(Job::new(&[&series], work));
+                jobs.push(Job::new(&[series], work));
             }
-        }
-        jobs
-    }
-
-    fn prefill(&self) -> Vec<Job<'a>> {
-        let mut jobs = Vec::new();
-        for (format, file) in FORMATS {
-            let series = format!("qvl prefill {format}");
-            jobs.push(Job::new(&[&series], Ok(self.our_prefill(format, None))));
             let work = self.llama_bench(&self.native, file, PREFILL_TOKENS, 0, false, PEER_LIMIT);
-            jobs.push(Job::new(&[&format!("llama.cpp prefill {file}")], work));
+            jobs.push(Job::new(&[format!("llama.cpp prefill {file}")], work));
         }
         let prefill = ["--prefill".to_owned(), PREFILL_TOKENS.to_string()];
         let openvino = self.openvino(&prefill, "prefill", |tokens, seconds| tokens / seconds);
@@ -309,26 +293,15 @@ impl<'a> Runs<'a> {
 
     fn prefill_avx2(&self) -> Vec<Job<'a>> {
         let theirs = self.llama_bench(&self.avx2, "Q4_K_M", PREFILL_TOKENS, 0, false, PEER_LIMIT);
+        let setup = self.setup;
+        let ours = move || {
+            let call = setup.on_model("prefill", "q4", "bf16").with("--tokens", PREFILL_TOKENS);
+            one(&call.isa("avx2").run()?.0, "tokens_per_second")
+        };
         vec![
-            Job::new(&["qvl prefill q4 avx2"], Ok(self.our_prefill("q4", Some("avx2")))),
+            Job::new(&["qvl prefill q4 avx2"], Ok(ours)),
             Job::new(&["llama.cpp prefill Q4_K_M avx2"], theirs),
         ]
-    }
-
-    fn our_prefill(
-        &self,
-        format: &'static str,
-        isa: Option<&'static str>,
-    ) -> impl Fn() -> Result<Vec<f64>> + 'a {
-        let setup = self.setup;
-        move || {
-            let call = setup.on_model("prefill", format, "bf16").with("--tokens", PREFILL_TOKENS);
-            let call = match isa {
-                Some(isa) => call.isa(isa),
-                None => call,
-            };
-            one(&call.run()?.0, "tokens_per_second")
-        }
     }
 
     /// A picture on our side in both forms, and on that of the peers.
@@ -336,14 +309,14 @@ impl<'a> Runs<'a> {
         let mut jobs = Vec::new();
         for format in ["q8", "bf16"] {
             let series = format!("qvl vision {side} {format}");
-            jobs.push(Job::new(&[&series], Ok(self.our_vision(side, format, None))));
+            jobs.push(Job::new(&[series], Ok(self.our_vision(side, format, None))));
         }
         let picture = ["--picture".to_owned(), self.picture(side)];
         let openvino = self.openvino(&picture, "vision", |_, seconds| seconds);
-        jobs.push(Job::new(&[&format!("openvino vision {side}")], openvino));
+        jobs.push(Job::new(&[format!("openvino vision {side}")], openvino));
         if with_llama {
             let series = format!("llama.cpp vision {side}");
-            jobs.push(Job::new(&[&series], self.llama_vision(&self.native, side)));
+            jobs.push(Job::new(&[series], self.llama_vision(&self.native, side)));
         }
         jobs
     }
@@ -352,8 +325,8 @@ impl<'a> Runs<'a> {
         let ours = format!("qvl vision {side} bf16 avx2");
         let theirs = format!("llama.cpp vision {side} avx2");
         vec![
-            Job::new(&[&ours], Ok(self.our_vision(side, "bf16", Some("avx2")))),
-            Job::new(&[&theirs], self.llama_vision(&self.avx2, side)),
+            Job::new(&[ours], Ok(self.our_vision(side, "bf16", Some("avx2")))),
+            Job::new(&[theirs], self.llama_vision(&self.avx2, side)),
         ]
     }
 
@@ -424,7 +397,7 @@ impl<'a> Runs<'a> {
                     let line = lines.first().context("the probe gave no measurement")?;
                     Ok(vec![figure(line, "peak_resident_bytes")?, figure(line, "stated_bytes")?])
                 };
-                Job::new(&[&format!("qvl peak {format}"), &format!("qvl stated {format}")], Ok(work))
+                Job::new(&[format!("qvl peak {format}"), format!("qvl stated {format}")], Ok(work))
             })
             .collect()
     }

@@ -30,7 +30,10 @@ pub(crate) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    pub(crate) fn new(series: &[&str], work: Result<impl Fn() -> Result<Vec<f64>> + 'a, String>) -> Self {
+    pub(crate) fn new(
+        series: &[impl ToString],
+        work: Result<impl Fn() -> Result<Vec<f64>> + 'a, String>,
+    ) -> Self {
         let series = series.iter().map(ToString::to_string).collect();
         Self { series, work: work.map(|work| Box::new(work) as Work<'a>) }
     }
