@@ -54,7 +54,7 @@ impl Network {
         let tokenizer = checkpoint.tokenizer(&config)?;
         let loader = WeightLoader { tensors: checkpoint.tensors(), config: &config, backend: &*backend };
         let (vision, decoder) = (loader.vision_stem()?, loader.decoder_stem()?);
-        let layers = Resident::load(&loader)?;
+        let layers = Resident::load(&loader, &|_| {})?;
 
         let mut bytes = Bytes::default();
         bytes.add(decoder.head().weight.bytes());
