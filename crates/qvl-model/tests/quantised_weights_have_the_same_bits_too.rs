@@ -17,8 +17,12 @@ use qvl_model::{Cpu, CpuOptions, Model, Prompt, Residency, WeightFormat};
 
 /// Widths of whole blocks where the test networks allow it: with q4 its layers mix Q4_K, Q6_K, Q8_0 and stored
 /// weights.
-fn network() -> Network {
-    Network { hidden: 256, head_dim: 32, mrope_section: [8, 4, 4], vision_head_dim: 32, ..Network::dense() }
+fn wide(network: Network) -> Network {
+    Network { hidden: 256, head_dim: 32, mrope_section: [8, 4, 4], vision_head_dim: 32, ..network }
+}
+
+fn networks() -> [Network; 2] {
+    [wide(Network::dense()), wide(Network::moe())]
 }
 
 /// Every format, with and without exact activations, on every instruction set.
@@ -44,71 +48,76 @@ fn all_logits(model: &Model<Cpu>, prompt: &Prompt, chunk_tokens: usize) -> Vec<f
 
 #[test]
 fn chunks_and_threads() {
-    let folder = network().folder();
-    every_way(|options| {
-        let on = |threads| open_with(folder.path(), CpuOptions { threads, ..options }, Residency::Resident);
-        let model = on(1);
-        let prompt = long_prompt(&model);
-        let whole = all_logits(&model, &prompt, 0);
-        assert!(whole.iter().all(|logit| logit.is_finite()));
-        for chunk_tokens in [1, 7, 64, 256] {
-            let got = all_logits(&model, &prompt, chunk_tokens);
-            assert_same_bits(&format!("chunks of {chunk_tokens}, {options:?}"), &got, &whole);
-        }
-        for threads in [2, 3, 8] {
-            let got = all_logits(&on(threads), &prompt, 0);
-            assert_same_bits(&format!("{threads} threads, {options:?}"), &got, &whole);
-        }
-    });
+    for network in networks() {
+        let folder = network.folder();
+        every_way(|options| {
+            let on =
+                |threads| open_with(folder.path(), CpuOptions { threads, ..options }, Residency::Resident);
+            let model = on(1);
+            let prompt = long_prompt(&model);
+            let whole = all_logits(&model, &prompt, 0);
+            assert!(whole.iter().all(|logit| logit.is_finite()));
+            for chunk_tokens in [1, 7, 64, 256] {
+                let got = all_logits(&model, &prompt, chunk_tokens);
+                assert_same_bits(&format!("chunks of {chunk_tokens}, {options:?}"), &got, &whole);
+            }
+            for threads in [2, 3, 8] {
+                let got = all_logits(&on(threads), &prompt, 0);
+                assert_same_bits(&format!("{threads} threads, {options:?}"), &got, &whole);
+            }
+        });
+    }
 }
 
 #[test]
 fn a_row_alone_or_among_up_to_sixteen() {
-    let folder = network().folder();
-    every_way(|options| {
-        let model = open_with(folder.path(), options, Residency::Resident);
-        let prompt = long_prompt(&model);
-        let visual = model.encode(&prompt).unwrap().unwrap();
-        let whole = all_logits(&model, &prompt, 0);
-        // Sequences that have come differently far in the same prompt; each decodes its next token.
-        for batch in [2, 3, 8, 16] {
-            let lengths: Vec<usize> = (0..batch).map(|index| 5 + 3 * index).collect();
-            let mut caches: Vec<_> = lengths.iter().map(|_| model.kv_cache()).collect();
-            let rows = |range: Range<usize>| prompt.visual_rows(range);
-            for (cache, &len) in caches.iter_mut().zip(&lengths) {
-                let rows = rows(0..len);
-                let chunk = Chunk {
-                    cache,
-                    ids: &prompt.ids[..len],
-                    positions: &prompt.positions[..len],
-                    visual: Some(VisualRows { output: &visual, rows: &rows }),
-                    logits: LogitRows::None,
-                };
-                model.forward(&mut [chunk]).unwrap();
+    for network in networks() {
+        let folder = network.folder();
+        every_way(|options| {
+            let model = open_with(folder.path(), options, Residency::Resident);
+            let prompt = long_prompt(&model);
+            let visual = model.encode(&prompt).unwrap().unwrap();
+            let whole = all_logits(&model, &prompt, 0);
+            // Sequences that have come differently far in the same prompt; each decodes its next token.
+            for batch in [2, 3, 8, 16] {
+                let lengths: Vec<usize> = (0..batch).map(|index| 5 + 3 * index).collect();
+                let mut caches: Vec<_> = lengths.iter().map(|_| model.kv_cache()).collect();
+                let rows = |range: Range<usize>| prompt.visual_rows(range);
+                for (cache, &len) in caches.iter_mut().zip(&lengths) {
+                    let rows = rows(0..len);
+                    let chunk = Chunk {
+                        cache,
+                        ids: &prompt.ids[..len],
+                        positions: &prompt.positions[..len],
+                        visual: Some(VisualRows { output: &visual, rows: &rows }),
+                        logits: LogitRows::None,
+                    };
+                    model.forward(&mut [chunk]).unwrap();
+                }
+                let next_rows: Vec<_> = lengths.iter().map(|&len| rows(len..len + 1)).collect();
+                let mut chunks: Vec<_> = caches
+                    .iter_mut()
+                    .zip(&lengths)
+                    .zip(&next_rows)
+                    .map(|((cache, &len), rows)| Chunk {
+                        cache,
+                        ids: &prompt.ids[len..len + 1],
+                        positions: &prompt.positions[len..len + 1],
+                        visual: Some(VisualRows { output: &visual, rows }),
+                        logits: LogitRows::Last,
+                    })
+                    .collect();
+                let got = model.forward(&mut chunks).unwrap();
+                for (logits, &len) in got.chunks_exact(VOCAB).zip(&lengths) {
+                    assert_same_bits(
+                        &format!("token {len} among {batch}, {options:?}"),
+                        logits,
+                        &whole[len * VOCAB..][..VOCAB],
+                    );
+                }
             }
-            let next_rows: Vec<_> = lengths.iter().map(|&len| rows(len..len + 1)).collect();
-            let mut chunks: Vec<_> = caches
-                .iter_mut()
-                .zip(&lengths)
-                .zip(&next_rows)
-                .map(|((cache, &len), rows)| Chunk {
-                    cache,
-                    ids: &prompt.ids[len..len + 1],
-                    positions: &prompt.positions[len..len + 1],
-                    visual: Some(VisualRows { output: &visual, rows }),
-                    logits: LogitRows::Last,
-                })
-                .collect();
-            let got = model.forward(&mut chunks).unwrap();
-            for (logits, &len) in got.chunks_exact(VOCAB).zip(&lengths) {
-                assert_same_bits(
-                    &format!("token {len} among {batch}, {options:?}"),
-                    logits,
-                    &whole[len * VOCAB..][..VOCAB],
-                );
-            }
-        }
-    });
+        });
+    }
 }
 
 /// A tensor `w` of a checkpoint.
