@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{case, copy, qvl, sample};
+use qvl_model::backend::cpu::Isa;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -145,9 +146,11 @@ fn parity_holds_on_an_intact_case() {
     let run = altered(|_| {}).done();
     assert!(run.stdout.contains("1 of 1 cases within tolerance"), "{run:?}");
     assert!(!run.stdout.contains("FAILS"), "{run:?}");
+    assert!(run.stdout.contains(&format!("instructions: {}", Isa::detect().name())), "{run:?}");
     let report =
         qvl(["parity", "--json", "--backend", "reference", case("dense_text_only").to_str().unwrap()]);
     let report = report.done().json();
+    assert_eq!((&report["instruction_set"], &report["exact"]), (&json!("reference"), &json!(true)));
     assert_eq!(report["cases"][0]["case"], "dense_text_only");
     let tensors = report["cases"][0]["tensors"].as_array().unwrap();
     let names: Vec<_> = tensors.iter().map(|tensor| tensor["tensor"].as_str().unwrap()).collect();

@@ -39,6 +39,10 @@ enum On {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cases = parity::cases(&args.dir)?;
     let options = CpuOptions { threads: args.threads, exact: !args.fast, ..CpuOptions::default() };
+    let computed_by = match args.backend {
+        On::Cpu => Cpu::with(options)?.isa().name(),
+        On::Reference => "reference",
+    };
     let bar = output::bar(cases.len(), "comparing")?;
     let mut reports = Vec::with_capacity(cases.len());
     for case in &cases {
@@ -51,7 +55,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     bar.finish_and_clear();
 
     if args.json {
-        output::json(&serde_json::json!({ "tolerance": TOLERANCE, "cases": reports }))?;
+        let exact = !args.fast || matches!(args.backend, On::Reference);
+        output::json(&serde_json::json!({
+            "tolerance": TOLERANCE,
+            "instruction_set": computed_by,
+            "exact": exact,
+            "cases": reports,
+        }))?;
     } else {
         let mut out = anstream::stdout().lock();
         for report in &reports {
@@ -62,7 +72,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             }
         }
         let held = reports.iter().filter(|report| report.holds()).count();
-        writeln!(out, "{held} of {} cases within tolerance ({TOLERANCE:e} relative)", reports.len())?;
+        writeln!(
+            out,
+            "{held} of {} cases within tolerance ({TOLERANCE:e} relative), instructions: {computed_by}",
+            reports.len()
+        )?;
     }
     if reports.iter().all(CaseReport::holds) { Ok(()) } else { Err(Failure::OutOfTolerance) }
 }
