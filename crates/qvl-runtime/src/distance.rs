@@ -1,13 +1,17 @@
 //! How far a faster way of computing is from the exact one, on the same inputs.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
 use qvl_model::backend::Backend;
 use qvl_model::decoder::{Chunk, LogitRows};
-use qvl_model::{GenerateOptions, Prompt};
+use qvl_model::{FinishReason, GenerateOptions, Prompt};
 use serde::Serialize;
 
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::evaluate::Question;
+use crate::evaluate::{Question, Score};
 
 /// The distance of one way of computing from another, over the positions of some answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -38,8 +42,28 @@ impl Distance {
     }
 }
 
+/// Two ways of computing on the same questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Comparison {
+    /// How far apart their predictions are, both given the answers of the exact one.
+    pub distance: Distance,
+    /// Right answers by task, each way answering for itself.
+    pub tasks: BTreeMap<String, Scores>,
+    /// Right answers in all.
+    pub all: Scores,
+}
+
+/// Right answers of two ways of computing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Scores {
+    /// Of the exact one.
+    pub exact: Score,
+    /// Of the other.
+    pub other: Score,
+}
+
 /// Lets `exact` answer each question greedily, gives `other` the same tokens, and compares what both predict at
-/// each of them. `progress` is called after each question.
+/// each of them and at the answer's end. Then `other` answers too. `progress` is called after each question.
 ///
 /// # Errors
 /// What either fails with.
@@ -49,33 +73,55 @@ pub fn distance<A: Backend, B: Backend>(
     questions: &[Question],
     max_new_tokens: usize,
     mut progress: impl FnMut(),
-) -> Result<Distance> {
-    let mut distance = Distance::default();
+) -> Result<Comparison> {
+    let mut comparison = Comparison::default();
+    let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
     for question in questions {
         let prompt = exact.prepare(&question.conversation)?;
-        let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
         let mut generation = exact.model().generate(&prompt, &options)?;
-        let (mut ids, mut expected) = (Vec::new(), Vec::new());
+        let (mut ids, mut text, mut expected) = (Vec::new(), String::new(), Vec::new());
         while let Some(token) = generation.next() {
-            ids.push(token?.id);
+            let token = token?;
+            ids.push(token.id);
+            text.push_str(&token.text);
             expected.push(generation.logits().to_vec());
         }
-        let got = predictions(other, &prompt, &ids)?;
+        text.push_str(&generation.rest());
+        // Where to end is predicted like any token.
+        if generation.finish_reason() == Some(FinishReason::Stop) {
+            expected.push(generation.logits().to_vec());
+        }
+        let got = predictions(other, &prompt, &ids, expected.len())?;
         for (exact, other) in expected.iter().zip(got.chunks_exact(exact.model().config().text.vocab_size)) {
-            distance.add(exact, other);
+            comparison.distance.add(exact, other);
+        }
+        let answer = other.answer_prompt(&prompt, &options, Duration::ZERO, |_| ControlFlow::Continue(()))?;
+        let task = comparison.tasks.entry(question.task.clone()).or_default();
+        for scores in [task, &mut comparison.all] {
+            scores.exact.count(question.is_right(&text));
+            scores.other.count(question.is_right(&answer.text));
         }
         progress();
     }
-    Ok(distance)
+    Ok(comparison)
 }
 
-/// Logits from which each of `ids` would be chosen after the prompt and those before it, `[ids, vocab_size]`.
-fn predictions<B: Backend>(engine: &Engine<B>, prompt: &Prompt, ids: &[u32]) -> Result<Vec<f32>> {
+/// Logits of the first `positions` predictions after the prompt, each given those of `ids` before it,
+/// `[positions, vocab_size]`; there is at most one more than ids.
+fn predictions<B: Backend>(
+    engine: &Engine<B>,
+    prompt: &Prompt,
+    ids: &[u32],
+    positions: usize,
+) -> Result<Vec<f32>> {
+    if positions == 0 {
+        return Ok(Vec::new());
+    }
     let model = engine.model();
     let visual = model.encode(prompt)?;
     let mut cache = model.kv_cache();
     let mut logits = model.prefill(&mut cache, prompt, visual.as_ref(), 0, LogitRows::Last)?;
-    let Some((_, given)) = ids.split_last() else { return Ok(Vec::new()) };
+    let given = &ids[..positions - 1];
     if !given.is_empty() {
         let [first, ..] = cache.next_position();
         let positions: Vec<[u32; 3]> = (first..).take(given.len()).map(|position| [position; 3]).collect();

@@ -25,6 +25,13 @@ pub struct Question {
     pub task: String,
 }
 
+impl Question {
+    /// Whether an answer is the right one but for white space around.
+    pub fn is_right(&self, answer: &str) -> bool {
+        answer.trim() == self.answer.trim()
+    }
+}
+
 /// How one question was answered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
@@ -57,7 +64,7 @@ impl Score {
         if self.asked == 0 { 0.0 } else { 100.0 * self.right as f64 / self.asked as f64 }
     }
 
-    fn count(&mut self, right: bool) {
+    pub(crate) fn count(&mut self, right: bool) {
         self.asked += 1;
         self.right += usize::from(right);
     }
@@ -158,7 +165,7 @@ pub fn evaluate<B: Backend>(
                 place: question.place.clone(),
                 task: question.task.clone(),
                 expected: question.answer.clone(),
-                right: answer.text.trim() == question.answer.trim(),
+                right: question.is_right(&answer.text),
                 got: answer.text,
                 ids: answer.ids,
             };

@@ -3,14 +3,16 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use qvl_runtime::{distance, evaluate};
+use qvl_model::backend::cpu::Isa;
+use qvl_runtime::distance::{self, Scores};
+use qvl_runtime::evaluate;
 
 use crate::ModelArgs;
 use crate::output::{self, BOLD, Failure};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Questions as `qvl eval` reads them; the answers in it are not used.
+    /// Questions as `qvl eval` reads them.
     #[arg(long, value_name = "FILE.jsonl")]
     manifest: PathBuf,
     /// Most tokens of an answer.
@@ -39,14 +41,29 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "vision_weights": args.model.vision_weights.name(),
             "exact": args.model.exact,
             "questions": questions.len(),
-            "distance": found,
+            "instruction_set": Isa::from_env()?.name(),
+            "distance": found.distance,
+            "tasks": found.tasks,
+            "all": found.all,
         }))?;
         return Ok(());
     }
     let mut out = anstream::stdout().lock();
-    writeln!(out, "positions            {BOLD}{}{BOLD:#} of {} answers", found.positions, questions.len())?;
-    writeln!(out, "mean KL divergence   {BOLD}{:.3e}{BOLD:#} nats", found.mean_kl_divergence)?;
-    writeln!(out, "largest              {:.3e} nats", found.max_kl_divergence)?;
-    writeln!(out, "same top token       {BOLD}{:.2} %{BOLD:#}", found.top1_percent())?;
+    let distance = found.distance;
+    writeln!(
+        out,
+        "positions            {BOLD}{}{BOLD:#} of {} answers",
+        distance.positions,
+        questions.len()
+    )?;
+    writeln!(out, "mean KL divergence   {BOLD}{:.2e}{BOLD:#} nats", distance.mean_kl_divergence)?;
+    writeln!(out, "largest              {:.2e} nats", distance.max_kl_divergence)?;
+    writeln!(out, "same top token       {BOLD}{:.2} %{BOLD:#}", distance.top1_percent())?;
+    writeln!(out, "right answers")?;
+    let all = ("all".to_owned(), found.all);
+    for (task, Scores { exact, other }) in found.tasks.into_iter().chain([all]) {
+        let (right, asked) = (other.right, other.asked);
+        writeln!(out, "  {task:<12} {right:>4} of {asked:>4}, exact {:>4}", exact.right)?;
+    }
     Ok(())
 }
