@@ -17,6 +17,9 @@ use crate::quant::BlockFormat;
 /// Bytes of one group of four inputs of a panel.
 const GROUP_BYTES: usize = PANEL * 4;
 
+/// Bytes of codes asked for before they are used: what arrives while one line is waited for, several times over.
+const AHEAD: usize = 2048;
+
 /// Groups of four inputs in a block.
 const GROUPS: usize = BLOCK / 4;
 
@@ -74,6 +77,8 @@ trait Simd: Copy {
     type Ints: Copy;
     type Floats: Copy;
 
+    /// Asks for the cache line at an address that need not exist.
+    fn prefetch(at: *const u8);
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// The low four bits of each byte.
     unsafe fn low(bytes: Self::Bytes) -> Self::Bytes;
@@ -111,6 +116,9 @@ impl Simd for Portable {
     type Bytes = [u8; 64];
     type Ints = [i32; 16];
     type Floats = [f32; 16];
+
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> [u8; 64] {
@@ -270,6 +278,12 @@ mod x86 {
         type Floats = __m256;
 
         #[inline(always)]
+        fn prefetch(at: *const u8) {
+            // SAFETY: a prefetch reads nothing and never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+
+        #[inline(always)]
         unsafe fn bytes(from: *const u8) -> __m256i {
             // SAFETY: 32 bytes can be read there, and there is AVX2, by the invariant of `Simd`; so in all
             // methods here.
@@ -412,6 +426,12 @@ mod x86 {
         type Bytes = __m512i;
         type Ints = __m512i;
         type Floats = __m512;
+
+        #[inline(always)]
+        fn prefetch(at: *const u8) {
+            // SAFETY: a prefetch reads nothing and never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
 
         #[inline(always)]
         unsafe fn bytes(from: *const u8) -> __m512i {
@@ -843,6 +863,14 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Pro
             places.supers[n] = panel.supers.as_ptr();
         }
         for block in 0..blocks {
+            // With few rows the codes come straight from memory, and the hardware's own prefetching stops at each
+            // page. What lies behind a panel's codes is wanted next, too.
+            for n in 0..N {
+                let ahead = places.codes[n].wrapping_add(block * code_bytes + AHEAD);
+                for line in 0..code_bytes / 64 {
+                    S::prefetch(ahead.wrapping_add(64 * line));
+                }
+            }
             let mut column = 0;
             while column < PANEL {
                 let mut codes = [C::unpack::<S>(places.codes[0].add(block * code_bytes + 4 * column)); N];
