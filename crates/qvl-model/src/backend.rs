@@ -183,11 +183,6 @@ pub trait Backend: Send + Sync + Sized {
     /// Keys and values of one sequence, all layers.
     type Kv: Send;
 
-    /// Runs `f` where this backend computes: what it does there need not get there one operation at a time.
-    fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        f()
-    }
-
     /// Takes a weight matrix: the parts, all of one input width, stacked along the output dimension (fused
     /// q, k, v).
     ///

@@ -104,7 +104,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         logits.clear();
         self.check(chunks)?;
-        let result = self.backend.scope(|| self.step(layers, chunks, logits));
+        let result = self.step(layers, chunks, logits);
         for chunk in chunks {
             match result {
                 Ok(()) => chunk.cache.advance(chunk.ids.len()),

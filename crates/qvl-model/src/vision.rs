@@ -92,17 +92,7 @@ impl<B: Backend> VisionTower<B> {
         pixel_values: &[f32],
         grids: &[Grid],
     ) -> Result<VisionOutput<B>> {
-        let backend = &*self.backend;
         self.check(pixel_values.len(), grids)?;
-        backend.scope(|| self.encode(layers, pixel_values, grids))
-    }
-
-    fn encode(
-        &self,
-        layers: &dyn LayerSource<B>,
-        pixel_values: &[f32],
-        grids: &[Grid],
-    ) -> Result<VisionOutput<B>> {
         let config = &self.config;
         let backend = &*self.backend;
         let patches: usize = grids.iter().map(|grid| grid.patches()).sum();

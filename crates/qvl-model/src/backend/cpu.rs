@@ -17,13 +17,12 @@ mod matrix;
 mod options;
 mod panel_dots;
 mod panels;
+mod team;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rayon::ThreadPool;
-use rayon::prelude::*;
 
 use super::mat::Recycler;
 use super::{Backend, Experts, Gelu, HeadShape, KvPart, Linear, Mat, Role, Taps, WeightPart};
@@ -32,17 +31,19 @@ use crate::error::{Error, Result};
 use crate::moe::route;
 use activations::QuantRows;
 pub use attention::{CpuKv, KvFormat};
+use blocks::{Tiling, for_each_block};
 pub use isa::{ISA_VARIABLE, Isa};
 use linear::Input;
 pub use matrix::CpuMatrix;
 use matrix::{Segment, Stored};
 pub use options::{CpuOptions, WeightFormat};
 use panels::{PackError, Panels};
+use team::Team;
 
 /// Computes on this machine's cores.
 #[derive(Debug)]
 pub struct Cpu {
-    pool: ThreadPool,
+    team: Team,
     isa: Isa,
     options: CpuOptions,
     recycler: Arc<Recycler>,
@@ -91,13 +92,10 @@ impl Cpu {
             Some(isa) => isa,
             None => Isa::from_env()?,
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(if threads == 0 { cores() } else { threads })
-            .thread_name(|index| format!("qvl-compute-{index}"))
-            .build()
+        let team = Team::new(if threads == 0 { cores() } else { threads })
             .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
         Ok(Self {
-            pool,
+            team,
             isa,
             options,
             recycler: Recycler::new(RECYCLED_BYTES_MAX),
@@ -113,7 +111,7 @@ impl Cpu {
 
     /// Compute threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 
     /// The instruction set in use.
@@ -130,13 +128,12 @@ impl Cpu {
             }
             return;
         }
-        let rows_min = (PARALLEL_MIN / 2 / cols).max(1);
-        self.pool.install(|| {
-            x.values
-                .par_chunks_mut(cols)
-                .with_min_len(rows_min)
-                .enumerate()
-                .for_each(|(row, values)| f(row, values));
+        let row_block = (PARALLEL_MIN / 4 / cols).max(1);
+        let tiling = Tiling { row_borders: &[x.rows], borders: &[cols], row_block, col_block: cols };
+        for_each_block(&self.team, x, tiling, true, |mut block| {
+            for row in 0..block.place.rows.len() {
+                f(block.place.rows.start + row, block.row(row));
+            }
         });
     }
 
@@ -151,25 +148,25 @@ impl Cpu {
         y
     }
 
-    /// Gives `f` the activations in the form that products with `weight` want, on this backend's threads.
-    fn with_input<R: Send>(&self, weight: &CpuMatrix, x: &Mat, f: impl FnOnce(&Input<'_>) -> R + Send) -> R {
-        self.pool.install(|| {
-            if self.options.exact || !weight.has_panels() || x.rows == 0 {
-                return f(&Input { x, quantized: None });
-            }
-            let mut quantized = self.quantized.lock().pop().unwrap_or_default();
-            quantized.resize(x.rows, x.cols);
-            quantized.quantize(self.isa, &x.values);
-            let result = f(&Input { x, quantized: Some(&quantized) });
-            self.quantized.lock().push(quantized);
-            result
-        })
+    /// Gives `f` the activations in the form that products with `weight` want.
+    fn with_input<R>(&self, weight: &CpuMatrix, x: &Mat, f: impl FnOnce(&Input<'_>) -> R) -> R {
+        if self.options.exact || !weight.has_panels() || x.rows == 0 {
+            return f(&Input { x, quantized: None });
+        }
+        let mut quantized = self.quantized.lock().pop().unwrap_or_default();
+        quantized.resize(x.rows, x.cols);
+        quantized.quantize(self.isa, &self.team, &x.values);
+        let result = f(&Input { x, quantized: Some(&quantized) });
+        self.quantized.lock().push(quantized);
+        result
     }
 
     /// `y = x Wᵀ`
     fn weight_product(&self, weight: &CpuMatrix, x: &Mat, y: &mut Mat) {
         self.with_input(weight, x, |input| {
-            linear::product(self.isa, weight, input, y, |y, products, _| y.copy_from_slice(products));
+            linear::product(self.isa, &self.team, weight, input, y, |y, products, _| {
+                y.copy_from_slice(products)
+            });
         });
     }
 
@@ -177,7 +174,7 @@ impl Cpu {
     fn product(&self, linear: &Linear<Self>, x: &Mat, y: &mut Mat, add: bool) {
         let bias = linear.bias.as_deref();
         self.with_input(&linear.weight, x, |input| {
-            linear::product(self.isa, &linear.weight, input, y, |y, products, outputs| {
+            linear::product(self.isa, &self.team, &linear.weight, input, y, |y, products, outputs| {
                 kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), add);
             });
         });
@@ -228,7 +225,7 @@ impl Cpu {
             }
             Ok(())
         };
-        let packed = self.pool.install(|| Panels::pack(format, part.outputs.len(), cols, quantize));
+        let packed = Panels::pack(&self.team, format, part.outputs.len(), cols, quantize);
         // The packed copy is what is used from here on.
         part.tensor.release();
         packed.map(Segment::Panels).map_err(|error| match error {
@@ -243,10 +240,6 @@ impl Backend for Cpu {
     type Matrix = CpuMatrix;
     type Vector = Vec<f32>;
     type Kv = CpuKv;
-
-    fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(f)
-    }
 
     fn matrix(&self, parts: &[WeightPart]) -> Result<CpuMatrix> {
         let cols = parts.first().map_or(0, WeightPart::inputs);
@@ -307,7 +300,7 @@ impl Backend for Cpu {
         let mut y = self.fresh(x.rows, linear.weight.rows());
         let bias = linear.bias.as_deref();
         self.with_input(&linear.weight, x, |input| {
-            linear::product(self.isa, &linear.weight, input, &mut y, |y, products, outputs| {
+            linear::product(self.isa, &self.team, &linear.weight, input, &mut y, |y, products, outputs| {
                 kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), false);
                 match kind {
                     Gelu::Tanh => kernels::gelu_tanh(self.isa, y),
@@ -326,7 +319,7 @@ impl Backend for Cpu {
     fn swiglu(&self, gate: &CpuMatrix, up: &CpuMatrix, x: &Mat) -> Mat {
         let mut y = self.fresh(x.rows, gate.rows());
         self.with_input(gate, x, |input| {
-            linear::product_of_two(self.isa, [gate, up], input, &mut y, |y, gate, up| {
+            linear::product_of_two(self.isa, &self.team, [gate, up], input, &mut y, |y, gate, up| {
                 kernels::swiglu(self.isa, gate, up, y);
             });
         });
@@ -374,7 +367,7 @@ impl Backend for Cpu {
         let memory = self.vision_kv.lock().pop().filter(|kv| kv.shape() == shape);
         let mut memory = memory.unwrap_or_else(|| CpuKv::new(1, shape, KvFormat::F32));
         let mut y = self.fresh(qkv.rows, shape.q_width());
-        self.pool.install(|| attention::segments(self.isa, qkv, shape, cu_seqlens, &mut memory, &mut y));
+        attention::segments(self.isa, &self.team, qkv, shape, cu_seqlens, &mut memory, &mut y);
         self.vision_kv.lock().push(memory);
         y
     }
@@ -387,10 +380,8 @@ impl Backend for Cpu {
         shape: HeadShape,
         y: &mut Mat,
     ) {
-        self.pool.install(|| {
-            let parts = parts.iter_mut().map(|part| (&mut *part.kv, part.rows.clone()));
-            attention::causal(self.isa, parts, layer, qkv, shape, y);
-        });
+        let parts = parts.iter_mut().map(|part| (&mut *part.kv, part.rows.clone()));
+        attention::causal(self.isa, &self.team, parts, layer, qkv, shape, y);
     }
 
     fn kv_truncate(&self, kv: &mut CpuKv, len: usize) {

@@ -2,10 +2,11 @@
 
 #![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
 
-use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::isa::{Isa, dispatched};
 use super::panels::BLOCK;
+use super::team::Team;
 
 /// Rows of activations, quantised in blocks of 32 inputs.
 ///
@@ -61,8 +62,8 @@ impl QuantRows {
         self.blocks
     }
 
-    /// Quantises `x`, `[rows, cols]`; on the current pool's threads if there is much of it.
-    pub(super) fn quantize(&mut self, isa: Isa, x: &[f32]) {
+    /// Quantises `x`, `[rows, cols]`; on all threads of the team if there is much of it.
+    pub(super) fn quantize(&mut self, isa: Isa, team: &Team, x: &[f32]) {
         let (rows, cols) = (self.rows, self.blocks * BLOCK);
         assert_eq!(x.len(), rows * cols, "activations: shape");
         if x.is_empty() {
@@ -70,15 +71,19 @@ impl QuantRows {
         }
         // At least so many that it pays to wake a thread, and that a row is read a page's half at a time.
         let blocks_min = (PARALLEL_MIN / (rows * BLOCK)).max(16).min(self.blocks);
-        self.codes
-            .par_chunks_mut(blocks_min * rows * BLOCK)
-            .zip(self.scales.par_chunks_mut(blocks_min * rows))
-            .zip(self.offsets.par_chunks_mut(blocks_min * rows))
-            .enumerate()
-            .for_each(|(index, ((codes, scales), offsets))| {
-                let x = &x[index * blocks_min * BLOCK..];
-                quantize_blocks(isa, x, cols, rows, codes, scales, offsets);
-            });
+        let codes = self.codes.chunks_mut(blocks_min * rows * BLOCK);
+        let scales = self.scales.chunks_mut(blocks_min * rows);
+        let offsets = self.offsets.chunks_mut(blocks_min * rows);
+        let mut parts: SmallVec<[_; 16]> = codes.zip(scales.zip(offsets)).collect();
+        let quantize =
+            |index: usize, (codes, (scales, offsets)): &mut (&mut [i8], (&mut [f32], &mut [Offsets]))| {
+                quantize_blocks(isa, &x[index * blocks_min * BLOCK..], cols, rows, codes, scales, offsets);
+            };
+        if x.len() >= PARALLEL_MIN {
+            team.for_each_mut(&mut parts, quantize);
+        } else {
+            parts.iter_mut().enumerate().for_each(|(index, part)| quantize(index, part));
+        }
     }
 }
 
@@ -177,7 +182,7 @@ mod tests {
         for isa in Isa::available() {
             let mut rows = QuantRows::default();
             rows.resize(5, 96);
-            rows.quantize(isa, &x);
+            rows.quantize(isa, &Team::new(2).unwrap(), &x);
             for row in 0..5 {
                 for block in 0..3 {
                     let values = &x[row * 96 + block * 32..][..32];
@@ -208,7 +213,7 @@ mod tests {
             x[5] = bad;
             let mut rows = QuantRows::default();
             rows.resize(2, 64);
-            rows.quantize(Isa::detect(), &x);
+            rows.quantize(Isa::detect(), &Team::new(1).unwrap(), &x);
             let finite: Vec<bool> = rows.scales.iter().map(|scale| scale.is_finite()).collect();
             assert_eq!(finite, [false, true, true, true]);
         }
@@ -220,7 +225,7 @@ mod tests {
         rows.resize(1, 64);
         let mut x = [0.0; 64];
         x[40] = f32::from_bits(1);
-        rows.quantize(Isa::detect(), &x);
+        rows.quantize(Isa::detect(), &Team::new(1).unwrap(), &x);
         assert!(rows.codes.iter().all(|&code| code == 0));
         assert!(rows.scales.iter().all(|scale| scale.abs() < 1e-40));
     }

@@ -10,13 +10,13 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
-use rayon::prelude::*;
 use smallvec::SmallVec;
 
 use super::attention_kernels::{self as kernels, PAGE, Tile};
 use super::blocks::{Tiling, for_each_block};
 use super::isa::Isa;
 use super::kernels::LANES;
+use super::team::Team;
 use crate::backend::mat::Values;
 use crate::backend::{HeadShape, Mat};
 
@@ -105,12 +105,19 @@ impl CpuKv {
         self.heads.iter().flat_map(|head| &head.pages).map(|page| page.len() * size_of::<f32>()).sum()
     }
 
-    /// Appends the keys and values of some rows; on the current pool's threads if there are many.
-    pub(super) fn append(&mut self, layer: usize, qkv: &Mat, rows: Range<usize>, shape: HeadShape) {
+    /// Appends the keys and values of some rows; on all threads of the team if there are many.
+    pub(super) fn append(
+        &mut self,
+        team: &Team,
+        layer: usize,
+        qkv: &Mat,
+        rows: Range<usize>,
+        shape: HeadShape,
+    ) {
         assert_eq!(shape, self.shape, "the cache was made for another shape");
         let format = self.format;
         let heads = &mut self.heads[layer * shape.kv_heads..][..shape.kv_heads];
-        let push = |(index, head): (usize, &mut HeadKv)| {
+        let push = |index: usize, head: &mut HeadKv| {
             for row in rows.clone() {
                 let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
                 let at = index * shape.head_dim;
@@ -118,9 +125,9 @@ impl CpuKv {
             }
         };
         if rows.len() * shape.kv_width() >= 1 << 14 {
-            heads.par_iter_mut().enumerate().for_each(push);
+            team.for_each_mut(heads, push);
         } else {
-            heads.iter_mut().enumerate().for_each(push);
+            heads.iter_mut().enumerate().for_each(|(index, head)| push(index, head));
         }
     }
 
@@ -223,6 +230,7 @@ fn attend(
 /// Full attention inside each segment. `memory`: keys and values of an earlier call, used again.
 pub(super) fn segments(
     isa: Isa,
+    team: &Team,
     qkv: &Mat,
     shape: HeadShape,
     cu_seqlens: &[usize],
@@ -235,7 +243,7 @@ pub(super) fn segments(
             continue;
         }
         memory.truncate(0);
-        memory.append(0, qkv, segment.clone(), shape);
+        memory.append(team, 0, qkv, segment.clone(), shape);
         let (memory, len) = (&*memory, segment.len());
         // Blocks of other segments' rows are left alone.
         let row_borders = [segment.start, segment.end, y.rows];
@@ -246,7 +254,7 @@ pub(super) fn segments(
             row_block: (QUERIES / shape.group()).max(1),
             col_block: shape.group() * shape.head_dim,
         };
-        for_each_block(y, tiling, len * len * shape.heads >= PARALLEL_MIN, |mut block| {
+        for_each_block(team, y, tiling, len * len * shape.heads >= PARALLEL_MIN, |mut block| {
             if block.place.row_run != 1 {
                 return;
             }
@@ -264,6 +272,7 @@ pub(super) fn segments(
 /// The parts' rows follow each other and are all rows there are.
 pub(super) fn causal<'p>(
     isa: Isa,
+    team: &Team,
     parts: impl Iterator<Item = (&'p mut CpuKv, Range<usize>)>,
     layer: usize,
     qkv: &Mat,
@@ -275,7 +284,7 @@ pub(super) fn causal<'p>(
     let mut scores = 0;
     for (kv, rows) in parts {
         assert_eq!(rows.start, row_borders.last().copied().unwrap_or(0), "parts follow each other");
-        kv.append(layer, qkv, rows.clone(), shape);
+        kv.append(team, layer, qkv, rows.clone(), shape);
         let before = kv.head(layer, 0).len - rows.len();
         scores += rows.len() * (before + rows.len()) * shape.heads;
         row_borders.push(rows.end);
@@ -291,7 +300,7 @@ pub(super) fn causal<'p>(
         row_block: (QUERIES / shape.group()).max(1),
         col_block: shape.group() * shape.head_dim,
     };
-    for_each_block(y, tiling, scores >= PARALLEL_MIN, |mut block| {
+    for_each_block(team, y, tiling, scores >= PARALLEL_MIN, |mut block| {
         let part = block.place.row_run;
         let first = part.checked_sub(1).map_or(0, |before| row_borders[before]);
         let (kv, before) = caches[part];
@@ -340,6 +349,10 @@ mod tests {
         Mat { rows, cols, values: values.collect::<Vec<f32>>().into() }
     }
 
+    fn team() -> Team {
+        Team::new(2).unwrap()
+    }
+
     /// Runs `test` for every shape, length and instruction set.
     fn check(test: impl Fn(Isa, HeadShape, usize)) {
         for (heads, kv_heads, head_dim) in SHAPES {
@@ -365,7 +378,7 @@ mod tests {
             let cu_seqlens = [0, rows.div_ceil(3), rows.div_ceil(3), rows];
             let mut got = Mat::zeros(rows, shape.q_width());
             let mut memory = CpuKv::new(1, shape, KvFormat::F32);
-            segments(isa, &qkv, shape, &cu_seqlens, &mut memory, &mut got);
+            segments(isa, &team(), &qkv, shape, &cu_seqlens, &mut memory, &mut got);
             let expected = Reference.segment_attention(&qkv, shape, &cu_seqlens);
             assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
         });
@@ -377,7 +390,7 @@ mod tests {
         let [first, second, third] = &mut caches;
         let mut y = Mat::zeros(qkv.rows, shape.q_width());
         let parts = [(first, 0..1), (second, 1..qkv.rows - 1), (third, qkv.rows - 1..qkv.rows)];
-        causal(isa, parts.into_iter(), 1, qkv, shape, &mut y);
+        causal(isa, &team(), parts.into_iter(), 1, qkv, shape, &mut y);
         y
     }
 
@@ -418,11 +431,11 @@ mod tests {
                 other.values.iter_mut().for_each(|v| *v = 1.0 - *v);
                 let mut whole = Mat::zeros(rows, shape.q_width());
                 let mut kv = CpuKv::new(1, shape, format);
-                causal(isa, [(&mut kv, 0..rows)].into_iter(), 0, &qkv, shape, &mut whole);
+                causal(isa, &team(), [(&mut kv, 0..rows)].into_iter(), 0, &qkv, shape, &mut whole);
                 for cut in 1..rows {
                     // What is given up is not what comes again.
                     kv.truncate(cut);
-                    kv.append(0, &other, cut..rows, shape);
+                    kv.append(&team(), 0, &other, cut..rows, shape);
                     kv.truncate(cut);
                     let mut fresh = CpuKv::new(1, shape, format);
                     for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
@@ -432,7 +445,7 @@ mod tests {
                             &qkv.values[range.start * qkv.cols..range.end * qkv.cols],
                         );
                         let mut y = Mat::zeros(range.len(), shape.q_width());
-                        causal(isa, [(kv, 0..range.len())].into_iter(), 0, &part, shape, &mut y);
+                        causal(isa, &team(), [(kv, 0..range.len())].into_iter(), 0, &part, shape, &mut y);
                         let expected = &whole.values[range.start * y.cols..range.end * y.cols];
                         assert_eq!(*y.values, *expected, "{rows} rows cut at {cut}");
                     }
@@ -446,11 +459,11 @@ mod tests {
         let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 8 };
         let qkv = noise(130, shape);
         let mut kv = CpuKv::new(1, shape, KvFormat::Bf16);
-        kv.append(0, &qkv, 0..130, shape);
+        kv.append(&team(), 0, &qkv, 0..130, shape);
         // 3 pages of 64 tokens: keys of 8, values of 16, 2 bytes each.
         assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
         kv.truncate(0);
-        kv.append(0, &qkv, 0..130, shape);
+        kv.append(&team(), 0, &qkv, 0..130, shape);
         assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
     }
 }

@@ -8,8 +8,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::team::Team;
 use crate::backend::Mat;
 
 /// A matrix cut into blocks of at most so many rows and columns; a block never crosses a border.
@@ -105,8 +104,14 @@ struct Shared(*mut f32);
 // SAFETY: each thread makes blocks of it that no other thread has.
 unsafe impl Sync for Shared {}
 
-/// Runs `f` on every block of `y`; on the current pool's threads if `parallel`.
-pub(super) fn for_each_block(y: &mut Mat, tiling: Tiling<'_>, parallel: bool, f: impl Fn(Block<'_>) + Sync) {
+/// Runs `f` on every block of `y`; on all threads of the team if `parallel`.
+pub(super) fn for_each_block(
+    team: &Team,
+    y: &mut Mat,
+    tiling: Tiling<'_>,
+    parallel: bool,
+    f: impl Fn(Block<'_>) + Sync,
+) {
     assert_eq!(Some(&y.cols), tiling.borders.last(), "the borders end with the matrix");
     assert_eq!(Some(&y.rows), tiling.row_borders.last(), "the borders end with the matrix");
     assert!(tiling.borders.is_sorted() && tiling.row_borders.is_sorted());
@@ -121,7 +126,7 @@ pub(super) fn for_each_block(y: &mut Mat, tiling: Tiling<'_>, parallel: bool, f:
         f(Block { first, stride, place, matrix: PhantomData });
     };
     if parallel {
-        (0..tiling.len()).into_par_iter().for_each(run);
+        team.for_each(tiling.len(), &run);
     } else {
         (0..tiling.len()).for_each(run);
     }
@@ -133,13 +138,14 @@ mod tests {
 
     #[test]
     fn every_value_is_in_one_block_and_no_block_crosses_a_border() {
+        let team = Team::new(3).unwrap();
         for (rows, borders) in [(1, vec![5]), (7, vec![4, 4, 9, 20]), (3, vec![1, 2, 3]), (8, vec![16])] {
             let width = *borders.last().unwrap();
             for (row_block, col_block) in [(1, 1), (2, 4), (100, 100), (3, 5)] {
                 let mut y = Mat::zeros(rows, width);
                 let row_borders = [rows / 2, rows];
                 let tiling = Tiling { row_borders: &row_borders, borders: &borders, row_block, col_block };
-                for_each_block(&mut y, tiling, true, |mut block| {
+                for_each_block(&team, &mut y, tiling, true, |mut block| {
                     let Range { start, end } = block.place.columns;
                     assert!(borders.iter().all(|border| !(start + 1..end).contains(border)));
                     let rows = &block.place.rows;

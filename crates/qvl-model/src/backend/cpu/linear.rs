@@ -14,6 +14,7 @@ use super::isa::Isa;
 use super::matrix::{CpuMatrix, Segment};
 use super::panel_dots::{self, Product};
 use super::panels::PANEL;
+use super::team::Team;
 use crate::backend::Mat;
 use crate::backend::mat::Values;
 
@@ -59,6 +60,7 @@ pub(super) struct Input<'a> {
 /// some columns of a row of `y` and the products that belong there.
 pub(super) fn product(
     isa: Isa,
+    team: &Team,
     weight: &CpuMatrix,
     input: &Input<'_>,
     y: &mut Mat,
@@ -70,7 +72,7 @@ pub(super) fn product(
     }
     assert_eq!((x.cols, y.cols, x.rows), (weight.cols(), weight.rows(), y.rows), "linear: shapes");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(y, tiling(weight, &[x.rows]), parallel, |mut block| {
+    for_each_block(team, y, tiling(weight, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, products, panels, .. } = scratch;
             compute(isa, weight, input, &block, weights, panels, products);
@@ -85,6 +87,7 @@ pub(super) fn product(
 /// The same for two matrices of one shape, whose products are wanted together: `finish(y, first, second)`.
 pub(super) fn product_of_two(
     isa: Isa,
+    team: &Team,
     [first, second]: [&CpuMatrix; 2],
     input: &Input<'_>,
     y: &mut Mat,
@@ -97,7 +100,7 @@ pub(super) fn product_of_two(
     assert_eq!((x.cols, y.cols, x.rows), (first.cols(), first.rows(), y.rows), "linear: shapes");
     assert_eq!((first.cols(), first.borders()), (second.cols(), second.borders()), "a pair of one shape");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(y, tiling(first, &[x.rows]), parallel, |mut block| {
+    for_each_block(team, y, tiling(first, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, products, seconds, panels } = scratch;
             compute(isa, first, input, &block, weights, panels, products);

@@ -911,6 +911,7 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Pro
 mod tests {
     use super::super::Isa;
     use super::super::panels::tests::{blocks, noise, pack};
+    use super::super::team::Team;
     use super::*;
 
     fn products(isa: Isa, panels: &Panels, x: &QuantRows, rows: Range<usize>) -> Vec<f32> {
@@ -926,7 +927,7 @@ mod tests {
     fn quantized(isa: Isa, x: &[f32], rows: usize, cols: usize) -> QuantRows {
         let mut quantized = QuantRows::default();
         quantized.resize(rows, cols);
-        quantized.quantize(isa, x);
+        quantized.quantize(isa, &Team::new(1).unwrap(), x);
         quantized
     }
 

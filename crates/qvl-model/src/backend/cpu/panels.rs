@@ -15,11 +15,12 @@
 //! Q5_K). So Q4_K takes 4.625 bits a weight instead of 4.5, and nothing has to be taken apart.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 use memmap2::{Advice, MmapMut};
-use rayon::prelude::*;
 
+use super::team::Team;
 use crate::quant::{BlockFormat, KBlock, Q4Block, Q6Block, Q8Block};
 
 /// Outputs of a panel.
@@ -101,8 +102,9 @@ pub(super) enum PackError<E> {
 
 impl Panels {
     /// Packs `rows` rows of `cols` inputs, a multiple of the format's block. `source` writes the blocks of some
-    /// rows, up to 16 at a time. Runs on the current pool.
+    /// rows, up to 16 at a time. Of several errors the one of the first row is returned.
     pub(super) fn pack<E: Send>(
+        team: &Team,
         format: BlockFormat,
         rows: usize,
         cols: usize,
@@ -116,20 +118,32 @@ impl Panels {
             // Only advice: a system without huge pages refuses, and everything works as well.
             bytes.advise(Advice::HugePage).ok();
         }
-        bytes.par_chunks_mut(panel_bytes).enumerate().try_for_each_init(
-            || vec![0u8; PANEL * row_bytes],
-            |stored, (index, panel)| {
-                let first = index * PANEL;
-                let count = PANEL.min(rows - first);
-                let stored = &mut stored[..count * row_bytes];
-                source(first..first + count, stored).map_err(PackError::Source)?;
-                for (column, row) in stored.chunks_exact(row_bytes).enumerate() {
-                    pack_column(format, cols, row, column, panel);
+        let mut panels: Vec<(&mut [u8], Option<E>)> =
+            bytes.chunks_mut(panel_bytes).map(|panel| (panel, None)).collect();
+        let failed = AtomicBool::new(false);
+        team.for_each_mut(&mut panels, |index, (panel, error)| {
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let first = index * PANEL;
+            let count = PANEL.min(rows - first);
+            let mut stored = vec![0u8; count * row_bytes];
+            match source(first..first + count, &mut stored) {
+                Ok(()) => {
+                    for (column, row) in stored.chunks_exact(row_bytes).enumerate() {
+                        pack_column(format, cols, row, column, panel);
+                    }
                 }
-                Ok(())
-            },
-        )?;
-        Ok(Self { format, rows, cols, bytes })
+                Err(found) => {
+                    *error = Some(found);
+                    failed.store(true, Ordering::Relaxed);
+                }
+            }
+        });
+        match panels.into_iter().find_map(|(_, error)| error) {
+            Some(error) => Err(PackError::Source(error)),
+            None => Ok(Self { format, rows, cols, bytes }),
+        }
     }
 
     /// How the weights are stored.
@@ -306,7 +320,7 @@ pub(super) mod tests {
 
     pub(in super::super) fn pack(format: BlockFormat, rows: usize, cols: usize, stored: &[u8]) -> Panels {
         let row_bytes = stored.len() / rows;
-        Panels::pack(format, rows, cols, |range: Range<usize>, out: &mut [u8]| {
+        Panels::pack(&Team::new(2).unwrap(), format, rows, cols, |range: Range<usize>, out: &mut [u8]| {
             out.copy_from_slice(&stored[range.start * row_bytes..range.end * row_bytes]);
             Ok::<(), ()>(())
         })
@@ -350,15 +364,15 @@ pub(super) mod tests {
 
     #[test]
     fn what_the_source_says_is_what_the_packer_says() {
-        let failing =
-            Panels::pack(
-                BlockFormat::Q8_0,
-                40,
-                32,
-                |range: Range<usize>, _: &mut [u8]| {
-                    if range.contains(&33) { Err("row 33") } else { Ok(()) }
-                },
-            );
+        let failing = Panels::pack(
+            &Team::new(2).unwrap(),
+            BlockFormat::Q8_0,
+            40,
+            32,
+            |range: Range<usize>, _: &mut [u8]| {
+                if range.contains(&33) { Err("row 33") } else { Ok(()) }
+            },
+        );
         assert!(matches!(failing, Err(PackError::Source("row 33"))));
     }
 
