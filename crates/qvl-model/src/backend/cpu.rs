@@ -165,7 +165,7 @@ impl Cpu {
     fn weight_product(&self, weight: &CpuMatrix, x: &Mat, y: &mut Mat) {
         self.with_input(weight, x, |input| {
             linear::product(self.isa, &self.team, weight, input, y, |y, products, _| {
-                y.copy_from_slice(products)
+                y.copy_from_slice(products);
             });
         });
     }

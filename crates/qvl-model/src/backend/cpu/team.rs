@@ -289,7 +289,7 @@ mod tests {
         team.for_each(4, &|_| {
             team.for_each(5, &|index| {
                 sum.fetch_add(index, Ordering::Relaxed);
-            })
+            });
         });
         assert_eq!(sum.into_inner(), 40);
     }
