@@ -32,6 +32,7 @@ use crate::moe::route;
 use activations::QuantRows;
 pub use attention::{CpuKv, KvFormat};
 use blocks::{Tiling, for_each_block};
+use dots::Side;
 pub use isa::{ISA_VARIABLE, Isa};
 use linear::Input;
 pub use matrix::CpuMatrix;
@@ -148,22 +149,31 @@ impl Cpu {
         y
     }
 
-    /// Gives `f` the activations in the form that products with `weight` want.
-    fn with_input<R>(&self, weight: &CpuMatrix, x: &Mat, f: impl FnOnce(&Input<'_>) -> R) -> R {
-        if self.options.exact || !weight.has_panels() || x.rows == 0 {
-            return f(&Input { x, quantized: None });
+    /// Gives `f` the activations in the forms that products with `weights` want.
+    fn with_input<R>(&self, weights: &[&CpuMatrix], x: &Mat, f: impl FnOnce(&Input<'_>) -> R) -> R {
+        let exact = self.options.exact;
+        let packed = (x.rows > linear::FEW_ROWS
+            && (exact || weights.iter().any(|weight| weight.has_floats())))
+        .then(|| {
+            let mut packed = self.fresh(1, dots::packed_len(self.isa, Side::Activations, x.rows, x.cols));
+            linear::pack(self.isa, &self.team, x, &mut packed.values);
+            packed
+        });
+        let packed = packed.as_ref().map(|packed| &*packed.values);
+        if exact || !weights.iter().any(|weight| weight.has_panels()) || x.rows == 0 {
+            return f(&Input { x, quantized: None, packed });
         }
         let mut quantized = self.quantized.lock().pop().unwrap_or_default();
         quantized.resize(x.rows, x.cols);
         quantized.quantize(self.isa, &self.team, &x.values);
-        let result = f(&Input { x, quantized: Some(&quantized) });
+        let result = f(&Input { x, quantized: Some(&quantized), packed });
         self.quantized.lock().push(quantized);
         result
     }
 
     /// `y = x Wᵀ`
     fn weight_product(&self, weight: &CpuMatrix, x: &Mat, y: &mut Mat) {
-        self.with_input(weight, x, |input| {
+        self.with_input(&[weight], x, |input| {
             linear::product(self.isa, &self.team, weight, input, y, |y, products, _| {
                 y.copy_from_slice(products);
             });
@@ -173,7 +183,7 @@ impl Cpu {
     /// `y (+)= x Wᵀ + bias`
     fn product(&self, linear: &Linear<Self>, x: &Mat, y: &mut Mat, add: bool) {
         let bias = linear.bias.as_deref();
-        self.with_input(&linear.weight, x, |input| {
+        self.with_input(&[&linear.weight], x, |input| {
             linear::product(self.isa, &self.team, &linear.weight, input, y, |y, products, outputs| {
                 kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), add);
             });
@@ -214,7 +224,7 @@ impl Cpu {
                 return Ok(());
             }
             let mut values = self.fresh(rows.len(), cols);
-            stored.unpack(self.isa, rows.clone(), 0..cols, cols, &mut values.values);
+            stored.unpack(self.isa, rows.clone(), cols, &mut values.values);
             for (offset, out) in out.chunks_exact_mut(row_bytes).enumerate() {
                 format.quantize(values.row(offset), out).map_err(|source| Error::Quantize {
                     file: part.tensor.file().to_owned(),
@@ -299,7 +309,7 @@ impl Backend for Cpu {
     fn linear_gelu(&self, linear: &Linear<Self>, x: &Mat, kind: Gelu) -> Mat {
         let mut y = self.fresh(x.rows, linear.weight.rows());
         let bias = linear.bias.as_deref();
-        self.with_input(&linear.weight, x, |input| {
+        self.with_input(&[&linear.weight], x, |input| {
             linear::product(self.isa, &self.team, &linear.weight, input, &mut y, |y, products, outputs| {
                 kernels::finish(self.isa, y, products, bias.map(|bias| &bias[outputs]), false);
                 match kind {
@@ -318,7 +328,7 @@ impl Backend for Cpu {
 
     fn swiglu(&self, gate: &CpuMatrix, up: &CpuMatrix, x: &Mat) -> Mat {
         let mut y = self.fresh(x.rows, gate.rows());
-        self.with_input(gate, x, |input| {
+        self.with_input(&[gate, up], x, |input| {
             linear::product_of_two(self.isa, &self.team, [gate, up], input, &mut y, |y, gate, up| {
                 kernels::swiglu(self.isa, gate, up, y);
             });

@@ -4,14 +4,19 @@
 //! and the vector lanes run along the inputs. For one pair of rows, lane `l` sums the products at
 //! `k ≡ l (mod lanes)` in ascending order and the lanes are summed in one fixed tree, for each [`CHUNK`] of
 //! the inputs; the chunks' sums are added in ascending order. It is the same however many rows are multiplied
-//! at once, and whether a row is multiplied whole or chunk by chunk.
+//! at once, whether a row is multiplied whole or chunk by chunk, and whether it was packed before.
+//!
+//! A few rows of activations are multiplied where everything lies: each weight comes from memory once. Many
+//! rows are packed first ([`pack`]), activations and weights alike: a register tile then reads one stream on
+//! either side instead of ten that lie pages apart, which caches shared with another thread of the core
+//! cannot hold.
 
 #![expect(
     unsafe_code,
     reason = "vector loads by pointer: the bounds are asserted once for a whole block of rows"
 )]
 
-use super::isa::dispatched;
+use super::isa::{Isa, Level, dispatched};
 
 /// Inputs that are summed before the lanes are: with 4 rows of weights and 6 of activations, a tile's
 /// operands take 20 KiB, within a first-level cache of 32 KiB. Longer rows are cut at multiples of it.
@@ -20,8 +25,8 @@ pub(super) const CHUNK: usize = 512;
 /// Rows of weights in a register tile.
 const TILE_ROWS: usize = 4;
 
-/// Rows of weights that, a chunk of each, fit the first-level cache beside the activations of a tile.
-const NEAR_ROWS: usize = 12;
+/// Multiples of this many rows of activations are whole register tiles at every level.
+pub(super) const WHOLE_TILES: usize = 12;
 
 /// The values of some rows of weights.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +42,16 @@ pub(super) enum Weights<'a> {
 }
 
 impl Weights<'_> {
+    /// Without the values before `input` of the first row.
+    pub(super) fn skip_inputs(&self, input: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(&values[input..]),
+            Self::F32Bytes(bytes) => Self::F32Bytes(&bytes[4 * input..]),
+            Self::Bf16(bytes) => Self::Bf16(&bytes[2 * input..]),
+            Self::F16(bytes) => Self::F16(&bytes[2 * input..]),
+        }
+    }
+
     fn values(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
@@ -73,6 +88,94 @@ pub(super) struct Dots<'a> {
 dispatched!(
     /// Computes the products.
     fn dots(job: &mut Dots<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
+);
+/// Which operand of a product is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The rows that results come from one by one.
+    Activations,
+    /// The rows of the matrix.
+    Weights,
+}
+
+/// Some inputs of some rows on their way into the order in which register tiles read them:
+/// `[tile][vector of inputs][row of the tile][lane]`, zeros where there is no row or no input.
+pub(super) struct Pack<'a> {
+    /// The rows, from the first wanted input on.
+    pub(super) from: Weights<'a>,
+    /// Values from one row to the next.
+    pub(super) stride: usize,
+    /// How many rows.
+    pub(super) rows: usize,
+    /// How many inputs.
+    pub(super) k: usize,
+    /// What they are.
+    pub(super) side: Side,
+    /// [`packed_len`] values.
+    pub(super) out: &'a mut [f32],
+}
+
+/// Values that `rows` rows of `k` inputs take when they are packed.
+pub(super) fn packed_len(isa: Isa, side: Side, rows: usize, k: usize) -> usize {
+    let Tile { activations, lanes } = Tile::of(isa);
+    let height = if side == Side::Weights { TILE_ROWS } else { activations };
+    rows.next_multiple_of(height) * k.next_multiple_of(lanes)
+}
+
+/// The register tile of a level.
+struct Tile {
+    /// Rows of activations.
+    activations: usize,
+    /// Inputs in a vector.
+    lanes: usize,
+}
+
+impl Tile {
+    fn of(isa: Isa) -> Self {
+        fn of<V: Vector>() -> Tile {
+            const { assert!(WHOLE_TILES.is_multiple_of(V::ROWS) && CHUNK.is_multiple_of(V::LANES)) };
+            Tile { activations: V::ROWS, lanes: V::LANES }
+        }
+        match isa.level() {
+            Level::Portable => of::<Portable>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => of::<Avx2>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 => of::<Avx512>(),
+        }
+    }
+}
+
+/// The same as [`Dots`] for packed rows and one chunk of their inputs.
+pub(super) struct PackedDots<'a> {
+    /// Activations, packed with all their inputs.
+    pub(super) x: &'a [f32],
+    /// How many rows of them.
+    pub(super) x_rows: usize,
+    /// Their inputs.
+    pub(super) x_cols: usize,
+    /// The input that the chunk starts with, a multiple of [`CHUNK`].
+    pub(super) start: usize,
+    /// The weights of the chunk, packed.
+    pub(super) w: &'a [f32],
+    /// How many rows of them.
+    pub(super) w_rows: usize,
+    /// Inputs of the chunk, at most [`CHUNK`].
+    pub(super) k: usize,
+    /// Results.
+    pub(super) out: &'a mut [f32],
+    /// Values from one row of results to the next.
+    pub(super) out_stride: usize,
+}
+
+dispatched!(
+    /// Packs rows.
+    fn pack(job: &mut Pack<'_>) = run_pack::<Portable>, run_pack::<Avx2>, run_pack::<Avx512>
+);
+dispatched!(
+    /// Computes the products of a chunk, and adds them to those of the chunks before if it is not the first.
+    fn packed_dots(job: &mut PackedDots<'_>)
+        = run_packed::<Portable, 2>, run_packed::<Avx2, 3>, run_packed::<Avx512, 6>
 );
 dispatched!(
     /// `w_rows` rows of `k` values as f32, one after the other.
@@ -380,21 +483,10 @@ fn run<V: Vector>(job: &mut Dots<'_>) {
 unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
     // SAFETY: the caller's; all rows exist.
     unsafe {
-        if E::BYTES == 2 {
-            // In place: each row of weights comes from memory once, and stays near for all activations.
-            for n in (0..job.w_rows).step_by(TILE_ROWS) {
-                for m in (0..job.x_rows).step_by(V::ROWS) {
-                    rows::<V, E>(job, w, m, n);
-                }
-            }
-        } else {
-            // Unpacked: a few rows of weights stay in the first-level cache while all activations go by.
-            for first in (0..job.w_rows).step_by(NEAR_ROWS) {
-                for m in (0..job.x_rows).step_by(V::ROWS) {
-                    for n in (first..(first + NEAR_ROWS).min(job.w_rows)).step_by(TILE_ROWS) {
-                        rows::<V, E>(job, w, m, n);
-                    }
-                }
+        // Each row of weights comes from memory once, and stays near for all activations.
+        for n in (0..job.w_rows).step_by(TILE_ROWS) {
+            for m in (0..job.x_rows).step_by(V::ROWS) {
+                rows::<V, E>(job, w, m, n);
             }
         }
     }
@@ -466,14 +558,134 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize>(job: &mut Dots<'_>, w: *c
                     }
                 }
             }
+            let add = job.add || start > 0;
             for i in 0..MR {
-                let sums = V::sums(acc[i]);
                 let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
-                for j in 0..count {
-                    *out.add(j) = if job.add || start > 0 { *out.add(j) + sums[j] } else { sums[j] };
-                }
+                give(V::sums(acc[i]), out, count, add);
             }
             start = end;
+        }
+    }
+}
+
+/// Stores or adds the first `count` sums.
+#[inline(always)]
+unsafe fn give(mut sums: [f32; TILE_ROWS], out: *mut f32, count: usize, add: bool) {
+    // SAFETY: the caller's: `count` values have a place there.
+    unsafe {
+        if count == TILE_ROWS {
+            // All four at once, which the compiler makes one vector of.
+            let out = out.cast::<[f32; TILE_ROWS]>();
+            if add {
+                let before = out.read_unaligned();
+                for j in 0..TILE_ROWS {
+                    sums[j] += before[j];
+                }
+            }
+            out.write_unaligned(sums);
+            return;
+        }
+        for j in 0..count {
+            *out.add(j) = if add { *out.add(j) + sums[j] } else { sums[j] };
+        }
+    }
+}
+
+/// `MR` is `V::ROWS`.
+#[inline(always)]
+fn run_packed<V: Vector, const MR: usize>(job: &mut PackedDots<'_>) {
+    const { assert!(MR == V::ROWS) };
+    let (x_cols, k) = (job.x_cols.next_multiple_of(V::LANES), job.k.next_multiple_of(V::LANES));
+    assert!(job.start.is_multiple_of(CHUNK) && job.k <= CHUNK, "dots: one chunk");
+    assert!(job.start + job.k <= job.x_cols, "dots: inputs");
+    assert!(job.x_rows.next_multiple_of(MR) * x_cols <= job.x.len(), "dots: activations");
+    assert!(job.w_rows.next_multiple_of(TILE_ROWS) * k <= job.w.len(), "dots: weights");
+    if job.x_rows == 0 || job.w_rows == 0 {
+        return;
+    }
+    assert!((job.x_rows - 1) * job.out_stride + job.w_rows <= job.out.len(), "dots: results");
+    let add = job.start > 0;
+    // A tile of activations stays in the first-level cache while all weights of the chunk go by.
+    for m in (0..job.x_rows).step_by(MR) {
+        for n in (0..job.w_rows).step_by(TILE_ROWS) {
+            // SAFETY: packed rows are whole tiles, of which `vectors` vectors are read; results have a
+            // place for each row that exists. All as was just asserted.
+            unsafe {
+                let mut x = job.x.as_ptr().add(m * x_cols + MR * job.start);
+                let mut w = job.w.as_ptr().add(n * k);
+                let mut acc = [[V::zero(); TILE_ROWS]; MR];
+                for _ in 0..k / V::LANES {
+                    let mut xs = [V::zero(); MR];
+                    for i in 0..MR {
+                        xs[i] = V::load(x.add(i * V::LANES));
+                    }
+                    for j in 0..TILE_ROWS {
+                        let value = V::load(w.add(j * V::LANES));
+                        for i in 0..MR {
+                            acc[i][j] = acc[i][j].add_product(xs[i], value);
+                        }
+                    }
+                    x = x.add(MR * V::LANES);
+                    w = w.add(TILE_ROWS * V::LANES);
+                }
+                for i in 0..MR {
+                    // The loop runs to a constant, so that the sums stay in registers.
+                    if m + i < job.x_rows {
+                        let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
+                        give(V::sums(acc[i]), out, (job.w_rows - n).min(TILE_ROWS), add);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn run_pack<V: Vector>(job: &mut Pack<'_>) {
+    let height = if job.side == Side::Weights { TILE_ROWS } else { V::ROWS };
+    let k = job.k.next_multiple_of(V::LANES);
+    assert!(job.rows.next_multiple_of(height) * k <= job.out.len(), "pack: room");
+    if job.rows == 0 || k == 0 {
+        return;
+    }
+    assert!((job.rows - 1) * job.stride + job.k <= job.from.values(), "pack: rows");
+    // SAFETY: all rows lie inside the slice, and whole tiles of them have room, as was just asserted.
+    unsafe {
+        match job.from {
+            Weights::F32(values) => pack_rows::<V, F32>(job, values.as_ptr().cast(), height),
+            Weights::F32Bytes(bytes) => pack_rows::<V, F32>(job, bytes.as_ptr(), height),
+            Weights::Bf16(bytes) => pack_rows::<V, Bf16>(job, bytes.as_ptr(), height),
+            Weights::F16(bytes) => pack_rows::<V, F16>(job, bytes.as_ptr(), height),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pack_rows<V: Vector, E: Element>(job: &mut Pack<'_>, from: *const u8, height: usize) {
+    let (out, k, width) = (job.out.as_mut_ptr(), job.k.next_multiple_of(V::LANES), height * V::LANES);
+    // SAFETY: the caller's; tile by tile, vector by vector, each row of a tile has a place of its own.
+    unsafe {
+        for row in 0..job.rows.next_multiple_of(height) {
+            let mut to = out.add(row / height * height * k + row % height * V::LANES);
+            if row >= job.rows {
+                for _ in 0..k / V::LANES {
+                    V::zero().store(to);
+                    to = to.add(width);
+                }
+                continue;
+            }
+            let from = from.add(row * job.stride * E::BYTES);
+            let mut at = 0;
+            while at + V::LANES <= job.k {
+                // The next chunk of this row, which is wanted when this one was multiplied.
+                prefetch(from.wrapping_add((at + job.k) * E::BYTES));
+                E::load::<V>(from.add(at * E::BYTES)).store(to);
+                to = to.add(width);
+                at += V::LANES;
+            }
+            if at < job.k {
+                partial::<V, E>(from.add(at * E::BYTES), job.k - at).store(to);
+            }
         }
     }
 }
@@ -531,7 +743,6 @@ unsafe fn unpack_values<V: Vector, E: Element>(w: *const u8, w_stride: usize, k:
 
 #[cfg(test)]
 mod tests {
-    use super::super::Isa;
     use super::*;
 
     /// Values without pattern in [-1, 1), the same on every machine; exact in bfloat16.
@@ -639,6 +850,46 @@ mod tests {
                     }
                     assert_eq!(together, expected, "type {kind}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn packed_rows_have_the_same_bits() {
+        for k in SIZES {
+            let (rows, outputs) = (17, 11);
+            let (x, w) = (noise(rows * k, 3), noise(outputs * k, 4));
+            for isa in Isa::available() {
+                let stored = bytes(&w, 1);
+                let expected = products(isa, &x, rows, weights(&stored, 1), outputs, k);
+                let packed = |from: Weights<'_>, side, rows, k| {
+                    let mut out = vec![9.0; packed_len(isa, side, rows, k)];
+                    pack(isa, &mut Pack { from, stride: from.values() / rows, rows, k, side, out: &mut out });
+                    out
+                };
+                let x = packed(Weights::F32(&x), Side::Activations, rows, k);
+                let mut out = vec![7.25; rows * (outputs + 2)];
+                for start in (0..k).step_by(CHUNK) {
+                    let length = CHUNK.min(k - start);
+                    let mut stored_chunk = Vec::new();
+                    for row in stored.chunks_exact(2 * k) {
+                        stored_chunk.extend_from_slice(&row[2 * start..2 * (start + length)]);
+                    }
+                    let w = packed(Weights::Bf16(&stored_chunk), Side::Weights, outputs, length);
+                    let mut job = PackedDots {
+                        x: &x,
+                        x_rows: rows,
+                        x_cols: k,
+                        start,
+                        w: &w,
+                        w_rows: outputs,
+                        k: length,
+                        out: &mut out,
+                        out_stride: outputs + 2,
+                    };
+                    packed_dots(isa, &mut job);
+                }
+                assert_eq!(out, expected, "k {k} at {}", isa.name());
             }
         }
     }

@@ -7,9 +7,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::activations::QuantRows;
 use super::blocks::{Block, Tiling, for_each_block};
-use super::dots::{self, CHUNK, Dots, Weights};
+use super::dots::{self, CHUNK, Dots, Pack, PackedDots, Side, WHOLE_TILES, Weights};
 use super::isa::Isa;
 use super::matrix::{CpuMatrix, Segment};
 use super::panel_dots::{self, Product};
@@ -21,11 +23,14 @@ use crate::backend::mat::Values;
 /// Outputs of a block: unpacked to f32, a chunk of them takes 128 KiB, half a second-level cache of 256 KiB.
 const COLUMNS: usize = 64;
 
-/// Rows of a block: enough that unpacking its weights is a small part of the work.
-const ROWS: usize = 128;
+/// Rows of a block: enough that packing its weights is a small part of the work. Whole register tiles.
+const ROWS: usize = 84 * WHOLE_TILES;
+
+/// Rows of a block that panels are multiplied with at once: their sums with two panels take 16 KiB.
+const NEAR_ROWS: usize = 128;
 
 /// Up to so many rows, weights are converted in registers each time instead of once into the cache.
-const FEW_ROWS: usize = 12;
+pub(super) const FEW_ROWS: usize = 12;
 
 /// Multiplications below which waking another thread costs more than it saves.
 const PARALLEL_MIN: usize = 1 << 17;
@@ -35,6 +40,8 @@ const PARALLEL_MIN: usize = 1 << 17;
 struct Scratch {
     /// Unpacked weights.
     weights: Values,
+    /// Packed weights.
+    packed: Values,
     /// The products of a block, `[rows][COLUMNS]`.
     products: Values,
     /// Those of the second matrix of a pair.
@@ -54,6 +61,8 @@ pub(super) struct Input<'a> {
     pub(super) x: &'a Mat,
     /// In 8 bits, if quantised weights are to be multiplied in integers.
     pub(super) quantized: Option<&'a QuantRows>,
+    /// Packed by [`pack`], if there are more than [`FEW_ROWS`] and weights are to be multiplied as floats.
+    pub(super) packed: Option<&'a [f32]>,
 }
 
 /// For each row of `x` and each output of `weight`, gives the products to `finish(y, products, outputs)`:
@@ -74,8 +83,8 @@ pub(super) fn product(
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
     for_each_block(team, y, tiling(weight, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { weights, products, panels, .. } = scratch;
-            compute(isa, weight, input, &block, weights, panels, products);
+            let Scratch { weights, packed, products, panels, .. } = scratch;
+            compute(isa, weight, input, &block, [weights, packed, panels], products);
             let columns = block.place.columns.clone();
             for row in 0..block.place.rows.len() {
                 finish(block.row(row), &products[row * COLUMNS..][..columns.len()], columns.clone());
@@ -102,9 +111,9 @@ pub(super) fn product_of_two(
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
     for_each_block(team, y, tiling(first, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { weights, products, seconds, panels } = scratch;
-            compute(isa, first, input, &block, weights, panels, products);
-            compute(isa, second, input, &block, weights, panels, seconds);
+            let Scratch { weights, packed, products, seconds, panels } = scratch;
+            compute(isa, first, input, &block, [weights, packed, panels], products);
+            compute(isa, second, input, &block, [weights, packed, panels], seconds);
             let count = block.place.columns.len();
             for row in 0..block.place.rows.len() {
                 let at = row * COLUMNS;
@@ -124,69 +133,44 @@ fn compute(
     weight: &CpuMatrix,
     input: &Input<'_>,
     block: &Block<'_>,
-    unpacked: &mut Values,
-    by_panel: &mut Values,
+    [unpacked, packed, by_panel]: [&mut Values; 3],
     products: &mut Values,
 ) {
     let (rows, cols) = (block.place.rows.clone(), weight.cols());
     let (segment, outputs) = weight.segment(block.place.run, block.place.columns.clone());
     products.resize(rows.len() * COLUMNS);
-    let x = &input.x.values[rows.start * cols..rows.end * cols];
-    let x_rows = rows.len();
     match segment {
         Segment::Stored(stored) => {
-            if x_rows <= FEW_ROWS
-                && let Some(w) = stored.in_place(outputs.clone(), cols)
-            {
-                let mut job = Dots {
-                    x,
-                    x_rows,
-                    x_stride: cols,
-                    w,
-                    w_rows: outputs.len(),
-                    w_stride: cols,
-                    k: cols,
-                    out: products,
-                    out_stride: COLUMNS,
-                    add: false,
-                };
-                dots::dots(isa, &mut job);
-                return;
-            }
-            let mut start = 0;
-            while start < cols {
-                let k = CHUNK.min(cols - start);
-                unpacked.resize(outputs.len() * k);
-                stored.unpack(isa, outputs.clone(), start..start + k, cols, unpacked);
-                let mut job = Dots {
-                    x: &x[start..],
-                    x_rows,
-                    x_stride: cols,
-                    w: Weights::F32(unpacked),
-                    w_rows: outputs.len(),
-                    w_stride: k,
-                    k,
-                    out: products,
-                    out_stride: COLUMNS,
-                    add: start > 0,
-                };
-                dots::dots(isa, &mut job);
-                start += k;
-            }
+            let weights = stored.in_place(outputs.clone(), cols).unwrap_or_else(|| {
+                unpacked.resize(outputs.len() * cols);
+                stored.unpack(isa, outputs.clone(), cols, unpacked);
+                Weights::F32(unpacked)
+            });
+            float_products(isa, input, rows, weights, outputs.len(), packed, products);
         }
         Segment::Panels(panels) => match input.quantized {
             Some(quantized) => {
                 let wanted = outputs.start / PANEL..outputs.end.div_ceil(PANEL);
-                by_panel.resize(wanted.len() * x_rows * PANEL);
-                let mut job =
-                    Product { weights: panels, panels: wanted.clone(), x: quantized, rows, out: by_panel };
-                panel_dots::product(isa, &mut job);
-                for panel in 0..wanted.len() {
-                    let first = panel * PANEL;
-                    let count = PANEL.min(outputs.len() - first);
-                    for row in 0..x_rows {
-                        let from = &by_panel[(panel * x_rows + row) * PANEL..][..count];
-                        products[row * COLUMNS + first..][..count].copy_from_slice(from);
+                by_panel.resize(wanted.len() * rows.len().min(NEAR_ROWS) * PANEL);
+                let starts = rows.clone().step_by(NEAR_ROWS);
+                for (start, products) in starts.zip(products.chunks_mut(NEAR_ROWS * COLUMNS)) {
+                    let rows = start..(start + NEAR_ROWS).min(rows.end);
+                    let x_rows = rows.len();
+                    let mut job = Product {
+                        weights: panels,
+                        panels: wanted.clone(),
+                        x: quantized,
+                        rows,
+                        out: by_panel,
+                    };
+                    panel_dots::product(isa, &mut job);
+                    for panel in 0..wanted.len() {
+                        let first = panel * PANEL;
+                        let count = PANEL.min(outputs.len() - first);
+                        for row in 0..x_rows {
+                            let from = &by_panel[(panel * x_rows + row) * PANEL..][..count];
+                            products[row * COLUMNS + first..][..count].copy_from_slice(from);
+                        }
                     }
                 }
             }
@@ -196,20 +180,69 @@ fn compute(
                 for (row, out) in outputs.clone().zip(unpacked.chunks_exact_mut(cols)) {
                     panels.unpack_row(row, out);
                 }
-                let mut job = Dots {
-                    x,
-                    x_rows,
-                    x_stride: cols,
-                    w: Weights::F32(unpacked),
-                    w_rows: outputs.len(),
-                    w_stride: cols,
-                    k: cols,
-                    out: products,
-                    out_stride: COLUMNS,
-                    add: false,
-                };
-                dots::dots(isa, &mut job);
+                float_products(isa, input, rows, Weights::F32(unpacked), outputs.len(), packed, products);
             }
         },
     }
+}
+
+/// The products of some rows with `w_rows` rows of weights, in floats.
+fn float_products(
+    isa: Isa,
+    input: &Input<'_>,
+    rows: Range<usize>,
+    weights: Weights<'_>,
+    w_rows: usize,
+    packed: &mut Values,
+    products: &mut [f32],
+) {
+    let cols = input.x.cols;
+    let Some(x) = input.packed else {
+        let mut job = Dots {
+            x: &input.x.values[rows.start * cols..rows.end * cols],
+            x_rows: rows.len(),
+            x_stride: cols,
+            w: weights,
+            w_rows,
+            w_stride: cols,
+            k: cols,
+            out: products,
+            out_stride: COLUMNS,
+            add: false,
+        };
+        dots::dots(isa, &mut job);
+        return;
+    };
+    let x = &x[dots::packed_len(isa, Side::Activations, rows.start, cols)..];
+    for start in (0..cols).step_by(CHUNK) {
+        let k = CHUNK.min(cols - start);
+        packed.resize(dots::packed_len(isa, Side::Weights, w_rows, k));
+        let from = weights.skip_inputs(start);
+        dots::pack(isa, &mut Pack { from, stride: cols, rows: w_rows, k, side: Side::Weights, out: packed });
+        let mut job = PackedDots {
+            x,
+            x_rows: rows.len(),
+            x_cols: cols,
+            start,
+            w: packed,
+            w_rows,
+            k,
+            out: products,
+            out_stride: COLUMNS,
+        };
+        dots::packed_dots(isa, &mut job);
+    }
+}
+
+/// Packs rows of activations for [`Input::packed`], on all threads of the team.
+pub(super) fn pack(isa: Isa, team: &Team, x: &Mat, out: &mut [f32]) {
+    let part = dots::packed_len(isa, Side::Activations, WHOLE_TILES, x.cols);
+    let mut parts: SmallVec<[&mut [f32]; 64]> = out.chunks_mut(part).collect();
+    team.for_each_mut(&mut parts, |index, out| {
+        let first = index * WHOLE_TILES;
+        let from = Weights::F32(&x.values[first * x.cols..]);
+        let rows = WHOLE_TILES.min(x.rows - first);
+        let side = Side::Activations;
+        dots::pack(isa, &mut Pack { from, stride: x.cols, rows, k: x.cols, side, out });
+    });
 }

@@ -75,7 +75,7 @@ impl CpuMatrix {
         let index = self.borders.partition_point(|&end| end <= row);
         let (segment, outputs) = self.segment(index, row..row + 1);
         match segment {
-            Segment::Stored(stored) => stored.unpack(isa, outputs, 0..self.cols, self.cols, out),
+            Segment::Stored(stored) => stored.unpack(isa, outputs, self.cols, out),
             Segment::Panels(panels) => panels.unpack_row(outputs.start, out),
         }
     }
@@ -83,6 +83,11 @@ impl CpuMatrix {
     /// Whether a product with it needs quantised activations.
     pub(super) fn has_panels(&self) -> bool {
         self.segments.iter().any(|segment| matches!(segment, Segment::Panels(_)))
+    }
+
+    /// Whether a product with it multiplies floats; all do with exact activations.
+    pub(super) fn has_floats(&self) -> bool {
+        self.segments.iter().any(|segment| matches!(segment, Segment::Stored(_)))
     }
 
     /// Bytes that a product with one row reads, wherever they lie.
@@ -134,38 +139,23 @@ impl Stored {
         }
     }
 
-    /// Some inputs of some rows as f32, `[rows][inputs]`.
-    pub(super) fn unpack(
-        &self,
-        isa: Isa,
-        rows: Range<usize>,
-        inputs: Range<usize>,
-        cols: usize,
-        out: &mut [f32],
-    ) {
-        let width = inputs.len();
+    /// Some rows as f32, one after the other.
+    pub(super) fn unpack(&self, isa: Isa, rows: Range<usize>, cols: usize, out: &mut [f32]) {
+        let out = &mut out[..rows.len() * cols];
         if let Some(weights) = self.in_place(rows.clone(), cols) {
-            let size = self.tensor.dtype().bytes();
-            let weights = match weights {
-                Weights::F32(values) => Weights::F32(&values[inputs.start..]),
-                Weights::F32Bytes(bytes) => Weights::F32Bytes(&bytes[inputs.start * size..]),
-                Weights::Bf16(bytes) => Weights::Bf16(&bytes[inputs.start * size..]),
-                Weights::F16(bytes) => Weights::F16(&bytes[inputs.start * size..]),
-            };
-            dots::unpack(isa, weights, cols, width, &mut out[..rows.len() * width]);
+            dots::unpack(isa, weights, cols, cols, out);
             return;
         }
         if let Some((format, bytes)) = self.blocks(rows.clone(), cols) {
-            assert_eq!(width, cols, "blocks are decoded by whole rows, and packed before products");
-            format.dequantize(bytes, &mut out[..rows.len() * cols]);
+            format.dequantize(bytes, out);
             return;
         }
         // The values of one input lie together: each cache line is read once for all rows.
         let (dtype, bytes) = (self.tensor.dtype(), self.tensor.bytes());
         let outputs = self.tensor.shape()[1];
-        for (column, input) in inputs.enumerate() {
+        for input in 0..cols {
             for row in rows.clone() {
-                out[(row - rows.start) * width + column] =
+                out[(row - rows.start) * cols + input] =
                     value(dtype, bytes, input * outputs + self.first + row);
             }
         }
