@@ -113,39 +113,35 @@ fn quantize_body(
 ) {
     let codes = codes.as_chunks_mut::<BLOCK>().0;
     let blocks = scales.len() / rows;
-    for index in 0..scales.len() {
-        let (row, block) = (index / blocks, index % blocks);
+    let (mut row, mut block) = (0, 0);
+    for _ in 0..scales.len() {
         let at = block * rows + row;
         let Some(values) = x[row * stride + block * BLOCK..].first_chunk::<BLOCK>() else { unreachable!() };
-        let mut maxima = [0.0f32; 16];
-        let mut finite = [true; 16];
+        // As integers, magnitudes have the order of their values, then infinity, then everything that is none.
+        let mut maxima = [0u32; 16];
         for half in 0..2 {
             for lane in 0..16 {
-                let magnitude = values[half * 16 + lane].abs();
-                finite[lane] &= magnitude < f32::INFINITY;
+                let magnitude = values[half * 16 + lane].to_bits() & 0x7fff_ffff;
                 maxima[lane] = if magnitude > maxima[lane] { magnitude } else { maxima[lane] };
             }
         }
-        let mut max = 0.0;
-        let mut all_finite = true;
-        for lane in 0..16 {
-            max = if maxima[lane] > max { maxima[lane] } else { max };
-            all_finite &= finite[lane];
-        }
+        let max = f32::from_bits(folded(maxima, |a, b| if a > b { a } else { b }));
         // Whatever is multiplied with a block that has no finite values becomes NaN, in this row only.
-        let scale = if all_finite { max / 127.0 } else { f32::NAN };
-        let inverse = if all_finite && max > 0.0 { 127.0 / max } else { 0.0 };
+        let finite = max < f32::INFINITY;
+        let scale = if finite { max / 127.0 } else { f32::NAN };
+        let inverse = if finite && max > 0.0 { 127.0 / max } else { 0.0 };
         // Of a subnormal maximum the inverse may be infinite: such a block is as good as zero.
         let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
         let mut rounded = [0i32; BLOCK];
         for k in 0..BLOCK {
             rounded[k] = nearest(values[k] * inverse);
         }
-        let mut halves = [0i32; 2];
+        let mut halves = [[0i32; BLOCK / 2]; 2];
         for k in 0..BLOCK / 2 {
-            halves[0] += rounded[k];
-            halves[1] += rounded[k + BLOCK / 2];
+            halves[0][k] = rounded[k];
+            halves[1][k] = rounded[k + BLOCK / 2];
         }
+        let halves = [folded(halves[0], |a, b| a + b), folded(halves[1], |a, b| a + b)];
         for k in 0..BLOCK {
             codes[at][k] = rounded[k] as i8;
         }
@@ -158,7 +154,25 @@ fn quantize_body(
             of_32: [-32 * halves[0], -32 * halves[1]],
             of_min: -(scale * sum as f32),
         };
+        block += 1;
+        if block == blocks {
+            (row, block) = (row + 1, 0);
+        }
     }
+}
+
+/// All lanes folded into one. Halves written out: of a loop over their widths the compiler makes no vectors.
+#[inline(always)]
+fn folded<T: Copy>(lanes: [T; 16], f: impl Fn(T, T) -> T) -> T {
+    let mut eight = [lanes[0]; 8];
+    for lane in 0..8 {
+        eight[lane] = f(lanes[lane], lanes[lane + 8]);
+    }
+    let mut four = [eight[0]; 4];
+    for lane in 0..4 {
+        four[lane] = f(eight[lane], eight[lane + 4]);
+    }
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
 /// The nearest integer, the even one of two, for magnitudes below 2²²; 0 for NaN.

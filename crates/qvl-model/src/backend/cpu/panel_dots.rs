@@ -846,6 +846,7 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Pro
     out.fill(0.0);
     let out = out.as_mut_ptr();
     let code_bytes = const { C::BYTES };
+    let (blocks_ahead, panel_bytes) = (const { AHEAD / C::BYTES }, job.weights.panel_bytes());
     // SAFETY: the caller's; each pointer stays inside the part of its panel or of the activations.
     unsafe {
         let mut places = Places {
@@ -864,9 +865,14 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Pro
         }
         for block in 0..blocks {
             // With few rows the codes come straight from memory, and the hardware's own prefetching stops at each
-            // page. What lies behind a panel's codes is wanted next, too.
+            // page. Behind the end of these panels the next ones are wanted.
+            let ahead = if block + blocks_ahead < blocks {
+                (block + blocks_ahead) * code_bytes
+            } else {
+                (block + blocks_ahead - blocks) * code_bytes + N * panel_bytes
+            };
             for n in 0..N {
-                let ahead = places.codes[n].wrapping_add(block * code_bytes + AHEAD);
+                let ahead = places.codes[n].wrapping_add(ahead);
                 for line in 0..code_bytes / 64 {
                     S::prefetch(ahead.wrapping_add(64 * line));
                 }

@@ -161,6 +161,11 @@ impl Panels {
         self.bytes.len()
     }
 
+    /// From one panel to the next.
+    pub(super) fn panel_bytes(&self) -> usize {
+        panel_bytes(self.format, self.cols)
+    }
+
     /// Panel `index`.
     pub(super) fn panel(&self, index: usize) -> Panel<'_> {
         let size = panel_bytes(self.format, self.cols);

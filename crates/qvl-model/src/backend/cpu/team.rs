@@ -16,8 +16,12 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
-/// How often a thread looks for work before it sleeps: some 50 microseconds.
+/// How often a thread looks for work before it offers its core to others between looks: some 50 microseconds.
 const LOOKS: u32 = 1_000;
+
+/// How often it then looks, and offers its core, before it sleeps: about a millisecond on a core that nobody
+/// else wants. Longer than any gap between two pieces of work of one step.
+const OFFERS: u32 = 1_000;
 
 /// How often the caller looks whether the others have finished before it gives its core away meanwhile.
 const LOOKS_AT_END: u32 = 10_000;
@@ -30,8 +34,8 @@ struct Shared {
     state: AtomicU64,
     /// Threads that have joined.
     active: AtomicUsize,
-    /// The next index to be taken.
-    next: AtomicUsize,
+    /// The indices that are left for each thread.
+    left: Box<[Left]>,
     work: Mutex<Option<Lent>>,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -41,11 +45,44 @@ struct Shared {
     wake: Condvar,
 }
 
+/// A range of indices: the first in the low half, the end in the high one. On a cache line of its own, since its
+/// thread takes from it all the time.
+#[derive(Default)]
+#[repr(align(64))]
+struct Left(AtomicU64);
+
+impl Left {
+    fn set(&self, first: usize, end: usize) {
+        self.0.store((end as u64) << 32 | first as u64, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        let range = self.0.load(Ordering::Relaxed);
+        (range >> 32).saturating_sub(range & u64::from(u32::MAX))
+    }
+
+    /// Takes the first index, or the last.
+    fn take(&self, last: bool) -> Option<usize> {
+        let mut range = self.0.load(Ordering::Relaxed);
+        loop {
+            let (first, end) = (range & u64::from(u32::MAX), range >> 32);
+            if first >= end {
+                return None;
+            }
+            let (index, rest) =
+                if last { (end - 1, (end - 1) << 32 | first) } else { (first, end << 32 | (first + 1)) };
+            match self.0.compare_exchange_weak(range, rest, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(index as usize),
+                Err(now) => range = now,
+            }
+        }
+    }
+}
+
 /// The work at hand with its lifetime forgotten.
 #[derive(Clone, Copy)]
 struct Lent {
     work: *const Work<'static>,
-    count: usize,
 }
 
 // SAFETY: the work is `Sync`; who may call it when is said at `Team::for_each`.
@@ -79,7 +116,7 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             active: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            left: (0..threads.max(1)).map(|_| Left::default()).collect(),
             work: Mutex::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -92,7 +129,7 @@ impl Team {
         for index in 1..threads {
             let shared = Arc::clone(&team.shared);
             let thread = std::thread::Builder::new().name(format!("qvl-compute-{index}"));
-            team.helpers.push(thread.spawn(move || help(&shared))?);
+            team.helpers.push(thread.spawn(move || help(&shared, index))?);
         }
         Ok(team)
     }
@@ -103,7 +140,8 @@ impl Team {
     }
 
     /// Calls `work` once for each index below `count`, on all threads, and returns when all calls have. Which
-    /// thread gets which index is not fixed. A panic in `work` becomes one here.
+    /// thread gets which index is not fixed, but mostly they get runs: what lies behind one piece of work is
+    /// what the same thread reads next. A panic in `work` becomes one here.
     pub(super) fn for_each(&self, count: usize, work: &Work<'_>) {
         if count <= 1 || self.helpers.is_empty() || WORKING.get() {
             (0..count).for_each(work);
@@ -115,8 +153,12 @@ impl Team {
         // leaving, they join only while the state is open, and below this function closes the state and
         // waits until all that joined have left before it returns. So no call outlives `work`.
         let lent: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
-        *shared.work.lock() = Some(Lent { work: lent, count });
-        shared.next.store(0, Ordering::Relaxed);
+        *shared.work.lock() = Some(Lent { work: lent });
+        assert!(u32::try_from(count).is_ok(), "{count} pieces of work");
+        let threads = self.threads();
+        for (thread, left) in shared.left.iter().enumerate() {
+            left.set(count * thread / threads, count * (thread + 1) / threads);
+        }
         let open = shared.state.load(Ordering::Relaxed) + 3;
         shared.state.store(open, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
@@ -124,7 +166,7 @@ impl Team {
             drop(shared.sleep.lock());
             shared.wake.notify_all();
         }
-        let own = catch_unwind(AssertUnwindSafe(|| take(shared, count, work)));
+        let own = catch_unwind(AssertUnwindSafe(|| take(shared, 0, work)));
         // Closed, then looked who is inside; a helper says that it is inside, then looks whether it is open.
         shared.state.store(open - 1, Ordering::SeqCst);
         let mut looks = 0;
@@ -171,28 +213,31 @@ impl Drop for Team {
     }
 }
 
-/// Takes indices until there are none.
-fn take(shared: &Shared, count: usize, work: &Work<'_>) {
+/// Does the work of thread `thread`, then what is left of the others' from its end, until there is none.
+fn take(shared: &Shared, thread: usize, work: &Work<'_>) {
     let before = WORKING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            let index = shared.next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                break;
-            }
+        while let Some(index) = shared.left[thread].take(false) {
             work(index);
+        }
+        while let Some(most) = shared.left.iter().max_by_key(|left| left.count()) {
+            match most.take(true) {
+                Some(index) => work(index),
+                None if shared.left.iter().all(|left| left.count() == 0) => break,
+                None => {}
+            }
         }
     }));
     WORKING.set(before);
     if let Err(payload) = result {
         // The others need not go on.
-        shared.next.store(count, Ordering::Relaxed);
+        shared.left.iter().for_each(|left| left.set(0, 0));
         resume_unwind(payload);
     }
 }
 
 /// What a helper does all its life.
-fn help(shared: &Shared) {
+fn help(shared: &Shared, thread: usize) {
     let mut done = 0;
     loop {
         let state = find(shared, done);
@@ -202,11 +247,11 @@ fn help(shared: &Shared) {
         done = state;
         shared.active.fetch_add(1, Ordering::SeqCst);
         if shared.state.load(Ordering::SeqCst) == state
-            && let Some(Lent { work, count }) = *shared.work.lock()
+            && let Some(Lent { work }) = *shared.work.lock()
         {
             // SAFETY: this thread has joined while the work was open, so it lives until this thread leaves.
             let work = unsafe { &*work };
-            if catch_unwind(AssertUnwindSafe(|| take(shared, count, work))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| take(shared, thread, work))).is_err() {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
         }
@@ -220,11 +265,11 @@ fn find(shared: &Shared, done: u64) -> u64 {
         let state = shared.state.load(Ordering::SeqCst);
         (state % 2 == 1 && state != done || shared.stop.load(Ordering::SeqCst)).then_some(state)
     };
-    for _ in 0..LOOKS {
+    for looked in 0..LOOKS + OFFERS {
         if let Some(state) = look() {
             return state;
         }
-        std::hint::spin_loop();
+        if looked < LOOKS { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
     let mut sleep = shared.sleep.lock();
     shared.sleepers.fetch_add(1, Ordering::SeqCst);
