@@ -484,6 +484,17 @@ unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
     // SAFETY: the caller's; all rows exist.
     unsafe {
         // Each row of weights comes from memory once, and stays near for all activations.
+        if job.x_rows == 1 {
+            for n in (0..job.w_rows).step_by(2 * TILE_ROWS) {
+                // Twice the rows are twice the streams that memory is asked for side by side.
+                if job.w_rows - n > TILE_ROWS {
+                    tile::<V, E, 1, 2>(job, w, 0, n);
+                } else {
+                    tile::<V, E, 1, 1>(job, w, 0, n);
+                }
+            }
+            return;
+        }
         for n in (0..job.w_rows).step_by(TILE_ROWS) {
             for m in (0..job.x_rows).step_by(V::ROWS) {
                 rows::<V, E>(job, w, m, n);
@@ -498,21 +509,26 @@ unsafe fn rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8, m: usize
     // SAFETY: the caller's; rows from `m` and `n` on exist.
     unsafe {
         match (job.x_rows - m).min(V::ROWS) {
-            1 => tile::<V, E, 1>(job, w, m, n),
-            2 => tile::<V, E, 2>(job, w, m, n),
-            3 => tile::<V, E, 3>(job, w, m, n),
-            4 => tile::<V, E, 4>(job, w, m, n),
-            5 => tile::<V, E, 5>(job, w, m, n),
-            _ => tile::<V, E, 6>(job, w, m, n),
+            1 => tile::<V, E, 1, 1>(job, w, m, n),
+            2 => tile::<V, E, 2, 1>(job, w, m, n),
+            3 => tile::<V, E, 3, 1>(job, w, m, n),
+            4 => tile::<V, E, 4, 1>(job, w, m, n),
+            5 => tile::<V, E, 5, 1>(job, w, m, n),
+            _ => tile::<V, E, 6, 1>(job, w, m, n),
         }
     }
 }
 
-/// `MR` rows of activations with up to four rows of weights; where there are fewer, the last one stands in
+/// `MR` rows of activations with up to `4 Q` rows of weights; where there are fewer, the last one stands in
 /// for the absent ones and their results are not kept.
 #[inline(always)]
-unsafe fn tile<V: Vector, E: Element, const MR: usize>(job: &mut Dots<'_>, w: *const u8, m: usize, n: usize) {
-    let count = (job.w_rows - n).min(TILE_ROWS);
+unsafe fn tile<V: Vector, E: Element, const MR: usize, const Q: usize>(
+    job: &mut Dots<'_>,
+    w: *const u8,
+    m: usize,
+    n: usize,
+) {
+    let count = (job.w_rows - n).min(Q * TILE_ROWS);
     // SAFETY: rows `m..m + MR` of `x` and `n..n + count` of `w` hold `k` values each, and all their results
     // have a place, by `run`'s assertions.
     unsafe {
@@ -520,48 +536,58 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize>(job: &mut Dots<'_>, w: *c
         for i in 0..MR {
             x[i] = job.x.as_ptr().add((m + i) * job.x_stride);
         }
-        let mut rows = [std::ptr::null(); TILE_ROWS];
-        for i in 0..TILE_ROWS {
-            rows[i] = w.add((n + if i < count { i } else { count - 1 }) * job.w_stride * E::BYTES);
+        let mut rows = [[std::ptr::null(); TILE_ROWS]; Q];
+        for q in 0..Q {
+            for j in 0..TILE_ROWS {
+                let row = if q * TILE_ROWS + j < count { q * TILE_ROWS + j } else { count - 1 };
+                rows[q][j] = w.add((n + row) * job.w_stride * E::BYTES);
+            }
         }
         // The rows of the next tile: they come straight from memory when there are few rows of activations,
         // and the hardware's own prefetching stops at each page.
-        let ahead = TILE_ROWS * job.w_stride * E::BYTES;
+        let ahead = Q * TILE_ROWS * job.w_stride * E::BYTES;
         let mut start = 0;
         while start < job.k {
             let end = (start + CHUNK).min(job.k);
-            let mut acc = [[V::zero(); TILE_ROWS]; MR];
+            let mut acc = [[[V::zero(); TILE_ROWS]; Q]; MR];
             let mut k = start;
             while k + V::LANES <= end {
                 let mut xs = [V::zero(); MR];
                 for i in 0..MR {
                     xs[i] = V::load(x[i].add(k));
                 }
-                for j in 0..TILE_ROWS {
-                    let at = rows[j].add(k * E::BYTES);
-                    if E::BYTES == 2 {
-                        prefetch(at.wrapping_add(ahead));
-                    }
-                    let value: V = E::load(at);
-                    for i in 0..MR {
-                        acc[i][j] = acc[i][j].add_product(xs[i], value);
+                for q in 0..Q {
+                    for j in 0..TILE_ROWS {
+                        let at = rows[q][j].add(k * E::BYTES);
+                        if E::BYTES == 2 {
+                            prefetch(at.wrapping_add(ahead));
+                        }
+                        let value: V = E::load(at);
+                        for i in 0..MR {
+                            acc[i][q][j] = acc[i][q][j].add_product(xs[i], value);
+                        }
                     }
                 }
                 k += V::LANES;
             }
             if k < end {
-                for j in 0..TILE_ROWS {
-                    let value: V = partial::<V, E>(rows[j].add(k * E::BYTES), end - k);
-                    for i in 0..MR {
-                        let xs = partial::<V, F32>(x[i].add(k).cast(), end - k);
-                        acc[i][j] = acc[i][j].add_product(xs, value);
+                for q in 0..Q {
+                    for j in 0..TILE_ROWS {
+                        let value: V = partial::<V, E>(rows[q][j].add(k * E::BYTES), end - k);
+                        for i in 0..MR {
+                            let xs = partial::<V, F32>(x[i].add(k).cast(), end - k);
+                            acc[i][q][j] = acc[i][q][j].add_product(xs, value);
+                        }
                     }
                 }
             }
             let add = job.add || start > 0;
             for i in 0..MR {
-                let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
-                give(V::sums(acc[i]), out, count, add);
+                for q in 0..Q {
+                    let first = n + q * TILE_ROWS;
+                    let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + first);
+                    give(V::sums(acc[i][q]), out, (job.w_rows - first).min(TILE_ROWS), add);
+                }
             }
             start = end;
         }

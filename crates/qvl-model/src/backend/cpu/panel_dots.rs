@@ -20,6 +20,13 @@ const GROUP_BYTES: usize = PANEL * 4;
 /// Bytes of codes asked for before they are used: what arrives while one line is waited for, several times over.
 const AHEAD: usize = 2048;
 
+/// Panels that are read side by side for a few rows: a core waits for memory less when it asks in several
+/// places.
+const STREAMS: usize = 4;
+
+/// Rows so few that reading the panels is what takes the time.
+const STREAM_ROWS: usize = 4;
+
 /// Groups of four inputs in a block.
 const GROUPS: usize = BLOCK / 4;
 
@@ -44,10 +51,6 @@ struct Places<const N: usize> {
     codes: [*const u8; N],
     scales: [*const u8; N],
     supers: [*const u8; N],
-    /// Of the first row, `[block][row]`.
-    x_codes: *const i8,
-    x_scales: *const f32,
-    x_offsets: *const Offsets,
 }
 
 dispatched!(
@@ -827,35 +830,47 @@ unsafe fn panels_of<S: Simd, C: Codes, F: Scaling>(job: &mut Product<'_>) {
     while panel < job.panels.end {
         // SAFETY: the caller's; panels from `panel` on exist.
         unsafe {
-            if S::PAIRS && panel + 2 <= job.panels.end {
-                blocks_of::<S, C, F, 2>(job, panel);
+            if job.rows.len() <= STREAM_ROWS && panel + STREAMS <= job.panels.end {
+                if S::PAIRS {
+                    blocks_of::<S, C, F, 2, { STREAMS / 2 }>(job, panel);
+                } else {
+                    blocks_of::<S, C, F, 1, STREAMS>(job, panel);
+                }
+                panel += STREAMS;
+            } else if S::PAIRS && panel + 2 <= job.panels.end {
+                blocks_of::<S, C, F, 2, 1>(job, panel);
                 panel += 2;
             } else {
-                blocks_of::<S, C, F, 1>(job, panel);
+                blocks_of::<S, C, F, 1, 1>(job, panel);
                 panel += 1;
             }
         }
     }
 }
 
-/// The codes of a block stay in registers while all rows go by; the sums of a row wait in the results.
+/// Block after block of `G` groups of `N` panels: the codes of a group's block stay in registers while all rows
+/// go by; the sums of a row wait in the results.
 #[inline(always)]
-unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Product<'_>, first: usize) {
+unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usize>(
+    job: &mut Product<'_>,
+    first: usize,
+) {
     let (count, rows, blocks) = (job.rows.len(), job.x.rows(), job.x.blocks());
-    let out = &mut job.out[(first - job.panels.start) * count * PANEL..][..N * count * PANEL];
+    let out = &mut job.out[(first - job.panels.start) * count * PANEL..][..G * N * count * PANEL];
     out.fill(0.0);
     let out = out.as_mut_ptr();
     let code_bytes = const { C::BYTES };
     let (blocks_ahead, panel_bytes) = (const { AHEAD / C::BYTES }, job.weights.panel_bytes());
     // SAFETY: the caller's; each pointer stays inside the part of its panel or of the activations.
     unsafe {
+        let x_codes = job.x.codes.as_ptr().add(job.rows.start * BLOCK);
+        let x_scales = job.x.scales.as_ptr().add(job.rows.start);
+        let x_offsets = job.x.offsets.as_ptr().add(job.rows.start);
+        // The first group's; the others' lie the same way, so many bytes on.
         let mut places = Places {
             codes: [std::ptr::null(); N],
             scales: [std::ptr::null(); N],
             supers: [std::ptr::null(); N],
-            x_codes: job.x.codes.as_ptr().add(job.rows.start * BLOCK),
-            x_scales: job.x.scales.as_ptr().add(job.rows.start),
-            x_offsets: job.x.offsets.as_ptr().add(job.rows.start),
         };
         for n in 0..N {
             let panel = job.weights.panel(first + n);
@@ -869,45 +884,47 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize>(job: &mut Pro
             let ahead = if block + blocks_ahead < blocks {
                 (block + blocks_ahead) * code_bytes
             } else {
-                (block + blocks_ahead - blocks) * code_bytes + N * panel_bytes
+                (block + blocks_ahead - blocks) * code_bytes + G * N * panel_bytes
             };
-            for n in 0..N {
-                let ahead = places.codes[n].wrapping_add(ahead);
-                for line in 0..code_bytes / 64 {
-                    S::prefetch(ahead.wrapping_add(64 * line));
+            for group in 0..G {
+                let group_at = group * N * panel_bytes;
+                for n in 0..N {
+                    let ahead = places.codes[n].wrapping_add(group_at + ahead);
+                    for line in 0..code_bytes / 64 {
+                        S::prefetch(ahead.wrapping_add(64 * line));
+                    }
                 }
-            }
-            let mut column = 0;
-            while column < PANEL {
-                let mut codes = [C::unpack::<S>(places.codes[0].add(block * code_bytes + 4 * column)); N];
-                let scales_of = |n: usize| {
-                    F::scales::<S>(
-                        places.scales[n].add(block * SCALE_BYTES),
-                        places.supers[n].add(block / 8 * F::SUPER_BYTES),
-                        column,
-                    )
-                };
-                let mut scales = [scales_of(0); N];
-                for n in 1..N {
-                    codes[n] = C::unpack::<S>(places.codes[n].add(block * code_bytes + 4 * column));
-                    scales[n] = scales_of(n);
-                }
-                let mut row = Row {
-                    codes: places.x_codes.add(block * rows * BLOCK),
-                    scale: places.x_scales.add(block * rows),
-                    offsets: places.x_offsets.add(block * rows),
-                };
-                let mut sums = out.add(column);
-                for _ in 0..count {
-                    F::add::<S, N>(row, &codes, &scales, sums, count * PANEL);
-                    row = Row {
-                        codes: row.codes.add(BLOCK),
-                        scale: row.scale.add(1),
-                        offsets: row.offsets.add(1),
+                let codes_at = group_at + block * code_bytes;
+                let scales_at = group_at + block * SCALE_BYTES;
+                let supers_at = group_at + block / 8 * F::SUPER_BYTES;
+                let mut column = 0;
+                while column < PANEL {
+                    let codes_of = |n: usize| C::unpack::<S>(places.codes[n].add(codes_at + 4 * column));
+                    let scales_of = |n: usize| {
+                        F::scales::<S>(places.scales[n].add(scales_at), places.supers[n].add(supers_at), column)
                     };
-                    sums = sums.add(PANEL);
+                    let (mut codes, mut scales) = ([codes_of(0); N], [scales_of(0); N]);
+                    for n in 1..N {
+                        codes[n] = codes_of(n);
+                        scales[n] = scales_of(n);
+                    }
+                    let mut row = Row {
+                        codes: x_codes.add(block * rows * BLOCK),
+                        scale: x_scales.add(block * rows),
+                        offsets: x_offsets.add(block * rows),
+                    };
+                    let mut sums = out.add(group * N * count * PANEL + column);
+                    for _ in 0..count {
+                        F::add::<S, N>(row, &codes, &scales, sums, count * PANEL);
+                        row = Row {
+                            codes: row.codes.add(BLOCK),
+                            scale: row.scale.add(1),
+                            offsets: row.offsets.add(1),
+                        };
+                        sums = sums.add(PANEL);
+                    }
+                    column += S::COLUMNS;
                 }
-                column += S::COLUMNS;
             }
         }
     }
