@@ -479,32 +479,24 @@ mod x86 {
         ) -> [__m512i; P] {
             // SAFETY: an offset and 4 N bytes can be read there; AVX-512 VNNI.
             unsafe {
+                // Two chains a panel: one of eight instructions would wait for itself, and fill the scheduler
+                // with what waits. Each group of activations is broadcast once for all panels, which as an
+                // operand from memory would halve the rate of the products.
                 let mut even = [_mm512_set1_epi32(offset.read()); P];
-                if P >= 2 {
-                    // One chain a panel; each group of activations is broadcast once for all panels, which as
-                    // an operand from memory would halve the rate of the products.
-                    let mut group = 0;
-                    while group < N {
-                        let x = _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
-                        for panel in 0..P {
-                            even[panel] = _mm512_dpbusd_epi32(even[panel], codes[panel][first + group], x);
-                        }
-                        group += 1;
-                    }
-                    return even;
-                }
-                // Two chains: one of eight instructions would wait for itself.
-                let x_of = |group: usize| _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
                 let mut odd = [_mm512_setzero_si512(); P];
-                for panel in 0..P {
-                    let mut group = 0;
-                    while group < N {
+                let mut group = 0;
+                while group < N {
+                    let x_of =
+                        |group: usize| _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
+                    let (first_x, second_x) = (x_of(group), x_of(group + 1));
+                    for panel in 0..P {
                         let codes = &codes[panel];
-                        even[panel] = _mm512_dpbusd_epi32(even[panel], codes[first + group], x_of(group));
-                        odd[panel] =
-                            _mm512_dpbusd_epi32(odd[panel], codes[first + group + 1], x_of(group + 1));
-                        group += 2;
+                        even[panel] = _mm512_dpbusd_epi32(even[panel], codes[first + group], first_x);
+                        odd[panel] = _mm512_dpbusd_epi32(odd[panel], codes[first + group + 1], second_x);
                     }
+                    group += 2;
+                }
+                for panel in 0..P {
                     even[panel] = _mm512_add_epi32(even[panel], odd[panel]);
                 }
                 even
