@@ -18,6 +18,9 @@ use crate::weights::{DecoderLayer, DecoderStem, LayerSource, Mlp};
 /// Rows of a step up to which its own lists need no allocation.
 const FEW: usize = 16;
 
+/// Their cosines and sines, with heads of 128.
+const FEW_ANGLES: usize = 128 * FEW;
+
 /// Some tokens of one sequence, to be appended to its cache.
 pub struct Chunk<'a, B: Backend> {
     /// The sequence.
@@ -126,7 +129,9 @@ impl<B: Backend> Decoder<B> {
             chunks.iter().flat_map(|chunk| chunk.positions).copied().collect();
 
         let mut x = backend.embed(&self.stem.embed_tokens.weight, &ids);
-        let rotary = backend.upload(ids.len(), self.config.head_dim, &self.mrope.table(&positions));
+        let mut rotary: SmallVec<[f32; FEW_ANGLES]> = SmallVec::new();
+        self.mrope.table_into(&positions, &mut rotary);
+        let rotary = backend.upload(ids.len(), self.config.head_dim, &rotary);
 
         // The caches, the visual rows and the wanted rows of all chunks, each with its place in the step.
         let mut parts: SmallVec<[KvPart<'_, B>; FEW]> = SmallVec::new();

@@ -80,13 +80,13 @@ impl Mrope {
         Self { inv_freq: inverse_frequencies(config.rope_theta, half), axes }
     }
 
-    /// Cosines, then sines, of each token's angles: `[T, head_dim]`.
-    pub fn table(&self, positions: &[Position]) -> Vec<f32> {
+    /// Appends cosines, then sines, of each token's angles: `[T, head_dim]`.
+    pub fn table_into(&self, positions: &[Position], table: &mut impl Extend<f32>) {
         let angles = |position: &Position| {
             let position = *position;
             self.inv_freq.iter().zip(&self.axes).map(move |(&freq, &axis)| position[axis] as f32 * freq)
         };
-        cos_sin(positions.iter().map(angles))
+        cos_sin(positions.iter().map(angles), table);
     }
 }
 
@@ -96,15 +96,16 @@ pub(crate) fn inverse_frequencies(theta: f64, count: usize) -> Vec<f32> {
     (0..count).map(|i| 1.0 / theta.powf(f64::from(i as f32 / count as f32)) as f32).collect()
 }
 
-/// One row of cosines followed by sines for each row of angles. The angles are f32, as the reference's are;
+/// Appends one row of cosines followed by sines for each row of angles. The angles are f32, as the reference's are;
 /// their cosines are taken in f64.
-pub(crate) fn cos_sin<R: Iterator<Item = f32> + Clone>(rows: impl Iterator<Item = R>) -> Vec<f32> {
-    let mut table = Vec::new();
+pub(crate) fn cos_sin<R: Iterator<Item = f32> + Clone>(
+    rows: impl Iterator<Item = R>,
+    table: &mut impl Extend<f32>,
+) {
     for angles in rows {
         table.extend(angles.clone().map(|angle| f64::from(angle).cos() as f32));
         table.extend(angles.map(|angle| f64::from(angle).sin() as f32));
     }
-    table
 }
 
 #[cfg(test)]

@@ -206,12 +206,15 @@ impl<B: Backend> VisionTower<B> {
     fn rotary_table(&self, grids: &[Grid]) -> Vec<f32> {
         let mut table = Vec::new();
         for grid in grids {
-            let frame = cos_sin(grid.places(self.config.spatial_merge_size).map(|(row, column)| {
+            let rows = grid.places(self.config.spatial_merge_size).map(|(row, column)| {
                 let turned = |place: u32| self.inv_freq.iter().map(move |&freq| place as f32 * freq);
                 turned(row).chain(turned(column))
-            }));
-            for _ in 0..grid.t {
-                table.extend_from_slice(&frame);
+            });
+            let start = table.len();
+            cos_sin(rows, &mut table);
+            let frame = start..table.len();
+            for _ in 1..grid.t {
+                table.extend_from_within(frame.clone());
             }
         }
         table

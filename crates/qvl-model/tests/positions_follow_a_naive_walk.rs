@@ -77,7 +77,8 @@ proptest! {
             mrope_section: section,
             moe: None,
         };
-        let table = Mrope::new(&config).table(&[[0; 3], position]);
+        let mut table = Vec::new();
+        Mrope::new(&config).table_into(&[[0; 3], position], &mut table);
         prop_assert_eq!(table.len(), 2 * head_dim);
         let (cosines, sines) = table[head_dim..].split_at(head_dim / 2);
         for (index, angle) in naive_angles(position, theta, section, head_dim).into_iter().enumerate() {

@@ -893,7 +893,11 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
                 while column < PANEL {
                     let codes_of = |n: usize| C::unpack::<S>(places.codes[n].add(codes_at + 4 * column));
                     let scales_of = |n: usize| {
-                        F::scales::<S>(places.scales[n].add(scales_at), places.supers[n].add(supers_at), column)
+                        F::scales::<S>(
+                            places.scales[n].add(scales_at),
+                            places.supers[n].add(supers_at),
+                            column,
+                        )
                     };
                     let (mut codes, mut scales) = ([codes_of(0); N], [scales_of(0); N]);
                     for n in 1..N {
