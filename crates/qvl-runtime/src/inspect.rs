@@ -37,7 +37,7 @@ pub struct Report {
     pub vocab_size: usize,
     /// Most tokens of a sequence.
     pub context: usize,
-    /// Bytes of keys and values a token, held as f32 as this version does.
+    /// Bytes of keys and values a token, held in bfloat16; in exact mode twice as many.
     pub kv_bytes_per_token: usize,
     /// Visual tokens of pictures of some sizes.
     pub image_tokens: Vec<ImageTokens>,
@@ -166,7 +166,7 @@ pub fn inspect(path: Option<&Path>, mmproj: Option<&Path>, sizes: &[(u32, u32)])
             * 2
             * text.num_key_value_heads
             * text.head_dim
-            * size_of::<f32>(),
+            * size_of::<u16>(),
         image_tokens,
     })
 }
