@@ -1,6 +1,7 @@
 //! Everything that is done to this repository rather than with it: `cargo xtask COMMAND`.
 
 mod bench;
+mod counts;
 mod demo;
 mod run;
 mod setup;
@@ -45,6 +46,8 @@ enum Command {
     },
     /// Measure: what the machine can do, how much of it qvl uses, how other engines compare.
     Bench(Box<bench::Args>),
+    /// Count the instructions of the hot kernels under valgrind; exit code 1 if over 3 % more than committed.
+    Counts(counts::Args),
     /// Write a checkpoint of a published shape with random weights.
     Synth(synth::Args),
     /// Leaves depend on no sibling, every crate can be packaged and built from its package, READMEs compile,
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Parity { dir, more } => demo::parity(&dir, &more),
         Command::Bench(args) => bench::run(&args),
+        Command::Counts(args) => counts::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Validate => validate::run(),
     };
