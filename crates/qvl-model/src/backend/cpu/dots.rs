@@ -61,7 +61,7 @@ impl Weights<'_> {
     }
 }
 
-/// `out[m * out_stride + n] (+)= x[m * x_stride..][..k] · w[n * w_stride..][..k]`.
+/// `out[m * out_stride + n] = x[m * x_stride..][..k] · w[n * w_stride..][..k]`.
 pub(super) struct Dots<'a> {
     /// Activations.
     pub(super) x: &'a [f32],
@@ -81,14 +81,13 @@ pub(super) struct Dots<'a> {
     pub(super) out: &'a mut [f32],
     /// Values from one row of results to the next.
     pub(super) out_stride: usize,
-    /// Whether results are added to what is there: the sums of the chunks before.
-    pub(super) add: bool,
 }
 
 dispatched!(
     /// Computes the products.
     fn dots(job: &mut Dots<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
 );
+
 /// Which operand of a product is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -479,14 +478,14 @@ fn run<V: Vector>(job: &mut Dots<'_>) {
     }
 }
 
+/// `w` points at the weights that [`run`] has asserted to exist.
 #[inline(always)]
 unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
     // SAFETY: the caller's; all rows exist.
     unsafe {
-        // Each row of weights comes from memory once, and stays near for all activations.
         if job.x_rows == 1 {
+            // Twice the rows are twice the streams that memory is asked for side by side.
             for n in (0..job.w_rows).step_by(2 * TILE_ROWS) {
-                // Twice the rows are twice the streams that memory is asked for side by side.
                 if job.w_rows - n > TILE_ROWS {
                     tile::<V, E, 1, 2>(job, w, 0, n);
                 } else {
@@ -495,6 +494,7 @@ unsafe fn run_rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8) {
             }
             return;
         }
+        // Each row of weights comes from memory once, and stays near for all activations.
         for n in (0..job.w_rows).step_by(TILE_ROWS) {
             for m in (0..job.x_rows).step_by(V::ROWS) {
                 rows::<V, E>(job, w, m, n);
@@ -520,7 +520,8 @@ unsafe fn rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8, m: usize
 }
 
 /// `MR` rows of activations with up to `4 Q` rows of weights; where there are fewer, the last one stands in
-/// for the absent ones and their results are not kept.
+/// for the absent ones and their results are not kept. The caller has asserted what [`run`] asserts, `w` points
+/// at the weights, and rows `m..m + MR` of the activations and row `n` of the weights exist.
 #[inline(always)]
 unsafe fn tile<V: Vector, E: Element, const MR: usize, const Q: usize>(
     job: &mut Dots<'_>,
@@ -581,7 +582,8 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize, const Q: usize>(
                     }
                 }
             }
-            let add = job.add || start > 0;
+            // The sums of the chunks before are there already.
+            let add = start > 0;
             for i in 0..MR {
                 for q in 0..Q {
                     let first = n + q * TILE_ROWS;
@@ -594,7 +596,7 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize, const Q: usize>(
     }
 }
 
-/// Stores or adds the first `count` sums.
+/// Stores or adds the first `count` sums, at most all. So many values must have a place at `out`.
 #[inline(always)]
 unsafe fn give(mut sums: [f32; TILE_ROWS], out: *mut f32, count: usize, add: bool) {
     // SAFETY: the caller's: `count` values have a place there.
@@ -686,6 +688,7 @@ fn run_pack<V: Vector>(job: &mut Pack<'_>) {
     }
 }
 
+/// `from` points at the rows that [`run_pack`] has asserted to exist.
 #[inline(always)]
 unsafe fn pack_rows<V: Vector, E: Element>(job: &mut Pack<'_>, from: *const u8, height: usize) {
     let (out, k, width) = (job.out.as_mut_ptr(), job.k.next_multiple_of(V::LANES), height * V::LANES);
@@ -815,7 +818,6 @@ mod tests {
             k,
             out: &mut out,
             out_stride,
-            add: false,
         };
         dots(isa, &mut job);
         out
@@ -917,28 +919,6 @@ mod tests {
                 }
                 assert_eq!(out, expected, "k {k} at {}", isa.name());
             }
-        }
-    }
-
-    #[test]
-    fn results_can_be_added_to_what_is_there() {
-        let (x, w) = (noise(32, 5), noise(32, 6));
-        for isa in Isa::available() {
-            let mut out = [10.0];
-            let mut job = Dots {
-                x: &x,
-                x_rows: 1,
-                x_stride: 32,
-                w: Weights::F32(&w),
-                w_rows: 1,
-                w_stride: 32,
-                k: 32,
-                out: &mut out,
-                out_stride: 1,
-                add: true,
-            };
-            dots(isa, &mut job);
-            assert_eq!(out[0], 10.0 + products(isa, &x, 1, Weights::F32(&w), 1, 32)[0]);
         }
     }
 }

@@ -35,6 +35,9 @@ pub(super) const FEW_ROWS: usize = 12;
 /// Multiplications below which waking another thread costs more than it saves.
 const PARALLEL_MIN: usize = 1 << 17;
 
+/// Values below which packing them on several threads costs more than it saves.
+const PACK_PARALLEL_MIN: usize = 1 << 15;
+
 /// What a thread computes in.
 #[derive(Default)]
 struct Scratch {
@@ -208,7 +211,6 @@ fn float_products(
             k: cols,
             out: products,
             out_stride: COLUMNS,
-            add: false,
         };
         dots::dots(isa, &mut job);
         return;
@@ -234,15 +236,20 @@ fn float_products(
     }
 }
 
-/// Packs rows of activations for [`Input::packed`], on all threads of the team.
+/// Packs rows of activations for [`Input::packed`]; on all threads of the team if there is much of it.
 pub(super) fn pack(isa: Isa, team: &Team, x: &Mat, out: &mut [f32]) {
     let part = dots::packed_len(isa, Side::Activations, WHOLE_TILES, x.cols);
     let mut parts: SmallVec<[&mut [f32]; 64]> = out.chunks_mut(part).collect();
-    team.for_each_mut(&mut parts, |index, out| {
+    let pack = |index: usize, out: &mut &mut [f32]| {
         let first = index * WHOLE_TILES;
         let from = Weights::F32(&x.values[first * x.cols..]);
         let rows = WHOLE_TILES.min(x.rows - first);
         let side = Side::Activations;
         dots::pack(isa, &mut Pack { from, stride: x.cols, rows, k: x.cols, side, out });
-    });
+    };
+    if x.values.len() >= PACK_PARALLEL_MIN {
+        team.for_each_mut(&mut parts, pack);
+    } else {
+        parts.iter_mut().enumerate().for_each(|(index, part)| pack(index, part));
+    }
 }

@@ -1,10 +1,11 @@
 //! The threads that compute, and how work is divided among them.
 //!
 //! A decode step forks and joins more than a hundred times, with work of some tenths of a millisecond
-//! between. So a thread without work looks for the next for a few tens of microseconds before it sleeps, and
-//! the caller wakes only those that sleep. Nobody waits for a thread that has not begun: on a machine whose
-//! cores are busy with something else, those that run take all the work, and a thread that comes late finds
-//! none. No core is held longer than that search.
+//! between. So a thread without work looks for the next for some 50 microseconds, then for a millisecond in which
+//! it offers its core to others between looks, before it sleeps; and the caller wakes only those that sleep.
+//! Nobody waits for a thread that has not begun: on a machine whose cores are busy with something else, those
+//! that run take all the work, and a thread that comes late finds none. No core that another program wants is
+//! held longer than the first search.
 
 #![expect(unsafe_code, reason = "work on the caller's stack is lent to threads that outlive it")]
 
@@ -147,6 +148,7 @@ impl Team {
             (0..count).for_each(work);
             return;
         }
+        assert!(u32::try_from(count).is_ok(), "{count} pieces of work");
         let turn = self.turn.lock();
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. Helpers call the work only between joining (`active`) and
@@ -154,7 +156,6 @@ impl Team {
         // waits until all that joined have left before it returns. So no call outlives `work`.
         let lent: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
         *shared.work.lock() = Some(Lent { work: lent });
-        assert!(u32::try_from(count).is_ok(), "{count} pieces of work");
         let threads = self.threads();
         for (thread, left) in shared.left.iter().enumerate() {
             left.set(count * thread / threads, count * (thread + 1) / threads);
