@@ -152,7 +152,7 @@ impl Cpu {
     /// Gives `f` the activations in the forms that products with `weights` want.
     fn with_input<R>(&self, weights: &[&CpuMatrix], x: &Mat, f: impl FnOnce(&Input<'_>) -> R) -> R {
         let exact = self.options.exact;
-        let packed = (x.rows > linear::FEW_ROWS
+        let packed = (dots::packing_pays(self.isa, x.rows)
             && (exact || weights.iter().any(|weight| weight.has_floats())))
         .then(|| {
             let mut packed = self.fresh(1, dots::packed_len(self.isa, Side::Activations, x.rows, x.cols));

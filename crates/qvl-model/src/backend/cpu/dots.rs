@@ -25,6 +25,9 @@ pub(super) const CHUNK: usize = 512;
 /// Rows of weights in a register tile.
 const TILE_ROWS: usize = 4;
 
+/// Up to so many rows, weights are converted in registers each time instead of once into the cache.
+const FEW_ROWS: usize = 12;
+
 /// Multiples of this many rows of activations are whole register tiles at every level.
 pub(super) const WHOLE_TILES: usize = 12;
 
@@ -112,6 +115,12 @@ pub(super) struct Pack<'a> {
     pub(super) side: Side,
     /// [`packed_len`] values.
     pub(super) out: &'a mut [f32],
+}
+
+/// Whether so many rows of activations had better be packed. Without intrinsics they had not: rows of a tile that
+/// lie side by side tempt the compiler to put lanes across them, and shuffles cost more than is saved.
+pub(super) fn packing_pays(isa: Isa, rows: usize) -> bool {
+    rows > FEW_ROWS && isa.level() != Level::Portable
 }
 
 /// Values that `rows` rows of `k` inputs take when they are packed.
@@ -639,32 +648,45 @@ fn run_packed<V: Vector, const MR: usize>(job: &mut PackedDots<'_>) {
             // SAFETY: packed rows are whole tiles, of which `vectors` vectors are read; results have a
             // place for each row that exists. All as was just asserted.
             unsafe {
-                let mut x = job.x.as_ptr().add(m * x_cols + MR * job.start);
-                let mut w = job.w.as_ptr().add(n * k);
-                let mut acc = [[V::zero(); TILE_ROWS]; MR];
-                for _ in 0..k / V::LANES {
-                    let mut xs = [V::zero(); MR];
-                    for i in 0..MR {
-                        xs[i] = V::load(x.add(i * V::LANES));
-                    }
-                    for j in 0..TILE_ROWS {
-                        let value = V::load(w.add(j * V::LANES));
-                        for i in 0..MR {
-                            acc[i][j] = acc[i][j].add_product(xs[i], value);
-                        }
-                    }
-                    x = x.add(MR * V::LANES);
-                    w = w.add(TILE_ROWS * V::LANES);
-                }
-                for i in 0..MR {
-                    // The loop runs to a constant, so that the sums stay in registers.
-                    if m + i < job.x_rows {
-                        let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
-                        give(V::sums(acc[i]), out, (job.w_rows - n).min(TILE_ROWS), add);
-                    }
+                let x = job.x.as_ptr().add(m * x_cols + MR * job.start);
+                let sums = packed_tile::<V, MR>(x, job.w.as_ptr().add(n * k), k / V::LANES);
+                for i in 0..(job.x_rows - m).min(MR) {
+                    let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
+                    give(sums[i], out, (job.w_rows - n).min(TILE_ROWS), add);
                 }
             }
         }
+    }
+}
+
+/// The products of a packed tile of activations at `x` with one of weights at `w`, each of `vectors` vectors a row.
+#[inline(always)]
+unsafe fn packed_tile<V: Vector, const MR: usize>(
+    x: *const f32,
+    w: *const f32,
+    vectors: usize,
+) -> [[f32; TILE_ROWS]; MR] {
+    // SAFETY: the caller's: both tiles can be read whole.
+    unsafe {
+        let mut acc = [[V::zero(); TILE_ROWS]; MR];
+        for vector in 0..vectors {
+            let (x, w) = (x.add(vector * MR * V::LANES), w.add(vector * TILE_ROWS * V::LANES));
+            let mut xs = [V::zero(); MR];
+            for i in 0..MR {
+                xs[i] = V::load(x.add(i * V::LANES));
+            }
+            for j in 0..TILE_ROWS {
+                let value = V::load(w.add(j * V::LANES));
+                for i in 0..MR {
+                    acc[i][j] = acc[i][j].add_product(xs[i], value);
+                }
+            }
+        }
+        let mut sums = [[0.0; TILE_ROWS]; MR];
+        for i in 0..MR {
+            sums[i] = V::sums(acc[i]);
+        }
+        sums
     }
 }
 

@@ -29,9 +29,6 @@ const ROWS: usize = 84 * WHOLE_TILES;
 /// Rows of a block that panels are multiplied with at once: their sums with two panels take 16 KiB.
 const NEAR_ROWS: usize = 128;
 
-/// Up to so many rows, weights are converted in registers each time instead of once into the cache.
-pub(super) const FEW_ROWS: usize = 12;
-
 /// Multiplications below which waking another thread costs more than it saves.
 const PARALLEL_MIN: usize = 1 << 17;
 
@@ -64,7 +61,7 @@ pub(super) struct Input<'a> {
     pub(super) x: &'a Mat,
     /// In 8 bits, if quantised weights are to be multiplied in integers.
     pub(super) quantized: Option<&'a QuantRows>,
-    /// Packed by [`pack`], if there are more than [`FEW_ROWS`] and weights are to be multiplied as floats.
+    /// Packed by [`pack`], if that pays and weights are to be multiplied as floats.
     pub(super) packed: Option<&'a [f32]>,
 }
 
