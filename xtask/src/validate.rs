@@ -124,6 +124,7 @@ fn package(metadata: &Metadata, crates: &[&Package]) -> Result<()> {
         say(&format!("{}: {} files", package.name, listed.lines().count()));
         arguments.extend(["--package", &package.name]);
     }
+    forget_unpacked(crates)?;
     succeed(&mut cargo(&arguments))?;
     for package in crates {
         let name = format!("{}-{}.crate", package.name, package.version);
@@ -132,6 +133,27 @@ fn package(metadata: &Metadata, crates: &[&Package]) -> Result<()> {
         say(&format!("{name}: {bytes} bytes, builds"));
         if bytes > PACKAGE_BYTES_MAX {
             bail!("{name} has {bytes} bytes, at most {PACKAGE_BYTES_MAX} can be published");
+        }
+    }
+    Ok(())
+}
+
+/// Removes what cargo unpacked for an earlier check: it takes a package of the same name and version for the
+/// same, whatever it contains, and would build a crate against an old copy of its sibling. Such copies lie
+/// in folders whose names begin with a hyphen, since the registry they come from has no host.
+fn forget_unpacked(crates: &[&Package]) -> Result<()> {
+    let sources = home::cargo_home()?.join("registry/src");
+    let Ok(registries) = std::fs::read_dir(&sources) else { return Ok(()) };
+    for registry in registries {
+        let registry = registry?;
+        if !registry.file_name().to_string_lossy().starts_with('-') {
+            continue;
+        }
+        for package in crates {
+            let copy = registry.path().join(format!("{}-{}", package.name, package.version));
+            if copy.is_dir() {
+                std::fs::remove_dir_all(&copy).with_context(|| copy.display().to_string())?;
+            }
         }
     }
     Ok(())
