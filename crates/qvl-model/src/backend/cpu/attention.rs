@@ -153,7 +153,7 @@ struct Scratch {
     mixed: Values,
     /// A page in f32.
     page: Values,
-    /// Of each query: the largest score so far, the sum of exponentials, what to multiply the mixture by.
+    /// Of each query: the largest score so far, the sums of exponentials, what to multiply the mixture by.
     states: Vec<kernels::State>,
 }
 
@@ -221,8 +221,9 @@ fn attend(
         kernels::attend_page(isa, &mut tile);
     }
     for (state, mixed) in states.iter().zip(mixed.chunks_exact_mut(width)) {
+        let sum = state.sum();
         for value in mixed {
-            *value /= state.sum;
+            *value /= sum;
         }
     }
 }

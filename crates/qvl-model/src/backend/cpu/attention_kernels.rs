@@ -6,7 +6,7 @@ use super::isa::dispatched;
 use super::kernels::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::kernels::{Avx2, Avx512};
-use super::kernels::{LANES, Lanes, exp, reduce};
+use super::kernels::{LANES, Lanes, reduce};
 
 /// Tokens of a page.
 pub(super) const PAGE: usize = 64;
@@ -19,8 +19,8 @@ const PANELS: usize = PAGE / LANES;
 pub(super) struct State {
     /// The largest score so far.
     max: f32,
-    /// The sum of `exp(score - max)`.
-    pub(super) sum: f32,
+    /// The sums of `exp(score - max)` over every sixteenth key.
+    sums: [f32; LANES],
     /// What the mixture so far has to be multiplied by, now that the maximum is larger.
     correction: f32,
     /// Keys of the page at hand that it sees.
@@ -29,7 +29,14 @@ pub(super) struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { max: f32::NEG_INFINITY, sum: 0.0, correction: 0.0, visible: 0 }
+        Self { max: f32::NEG_INFINITY, sums: [0.0; LANES], correction: 0.0, visible: 0 }
+    }
+}
+
+impl State {
+    /// The sum of `exp(score - max)` over all keys so far.
+    pub(super) fn sum(&self) -> f32 {
+        reduce(self.sums)
     }
 }
 
@@ -91,7 +98,7 @@ fn page_body<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<'_>) {
                 scores_of::<V, 1, NV>(tile, m);
             }
             for row in m..m + rows {
-                softmax(&mut tile.scores[row * PAGE..][..PAGE], &mut tile.states[row]);
+                softmax::<V>(&mut tile.scores[row * PAGE..][..PAGE], &mut tile.states[row]);
             }
             if rows == MR {
                 mix::<V, MR, NV>(tile, m);
@@ -140,7 +147,7 @@ unsafe fn scores_of<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<
 
 /// Scores to weights: `exp(score - max)` of the visible ones, 0 of the others.
 #[inline(always)]
-fn softmax(scores: &mut [f32], state: &mut State) {
+fn softmax<V: Lanes>(scores: &mut [f32], state: &mut State) {
     let Some(scores) = scores.first_chunk_mut::<PAGE>() else {
         unreachable!("a row of scores is a page wide")
     };
@@ -149,27 +156,26 @@ fn softmax(scores: &mut [f32], state: &mut State) {
             scores[key] = f32::NEG_INFINITY;
         }
     }
-    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let (panels, _) = scores.as_chunks_mut::<LANES>();
+    let mut lanes = [V::zero(); PANELS];
     for panel in 0..PANELS {
-        for lane in 0..LANES {
-            let score = scores[panel * LANES + lane];
-            maxima[lane] = if score > maxima[lane] { score } else { maxima[lane] };
-        }
+        lanes[panel] = V::load(&panels[panel]);
     }
-    let mut max = state.max;
-    for lane in 0..LANES {
-        max = if maxima[lane] > max { maxima[lane] } else { max };
+    let mut maxima = lanes[0];
+    for panel in 1..PANELS {
+        maxima = lanes[panel].max(maxima);
     }
-    let mut sums = [0.0; LANES];
+    let largest = maxima.largest();
+    let max = if largest > state.max { largest } else { state.max };
+    let mut sums = V::zero();
     for panel in 0..PANELS {
-        for lane in 0..LANES {
-            let weight = exp(scores[panel * LANES + lane] - max);
-            scores[panel * LANES + lane] = weight;
-            sums[lane] += weight;
-        }
+        let weights = lanes[panel].sub(V::splat(max)).exp();
+        panels[panel] = weights.values();
+        sums = sums.add(weights);
     }
-    state.correction = exp(state.max - max);
-    state.sum = state.sum * state.correction + reduce(sums);
+    let correction = V::splat(state.max - max).exp();
+    state.sums = sums.add_product(V::load(&state.sums), correction).values();
+    state.correction = correction.values()[0];
     state.max = max;
 }
 

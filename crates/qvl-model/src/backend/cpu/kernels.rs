@@ -47,6 +47,14 @@ pub(super) trait Lanes: Copy {
     fn splat(value: f32) -> Self;
     /// `self + a * b`: rounded once where there are fused instructions, twice in the portable code.
     fn add_product(self, a: Self, b: Self) -> Self;
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    /// Lane by lane the larger one; `other` where `self` is not a number.
+    fn max(self, other: Self) -> Self;
+    /// The largest lane.
+    fn largest(self) -> f32;
+    /// `e^x` of values that are not positive, as [`exp`] but for the rounding of fused instructions.
+    fn exp(self) -> Self;
     fn values(self) -> [f32; LANES];
 }
 
@@ -75,6 +83,40 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
+        Self(std::array::from_fn(|lane| larger(self.0[lane], other.0[lane])))
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut largest = f32::NEG_INFINITY;
+        for lane in 0..LANES {
+            largest = if self.0[lane] > largest { self.0[lane] } else { largest };
+        }
+        largest
+    }
+
+    #[inline(always)]
+    fn exp(self) -> Self {
+        let mut values = self.0;
+        for lane in 0..LANES {
+            values[lane] = exp(values[lane]);
+        }
+        Self(values)
+    }
+
+    #[inline(always)]
     fn values(self) -> [f32; LANES] {
         self.0
     }
@@ -84,7 +126,7 @@ impl Lanes for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Lanes};
+    use super::{LANES, LN2_HIGH, LN2_LOW, Lanes, SMALLEST, TAYLOR};
 
     #[derive(Clone, Copy)]
     pub(in crate::backend::cpu) struct Avx2(__m256, __m256);
@@ -112,6 +154,59 @@ mod x86 {
         fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: AVX2 by the invariant of `Lanes`.
             unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: AVX2 by the invariant of `Lanes`.
+            unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+        }
+
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: AVX2 by the invariant of `Lanes`.
+            unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+        }
+
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: AVX2 by the invariant of `Lanes`.
+            unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+        }
+
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            // SAFETY: AVX2 by the invariant of `Lanes`.
+            unsafe {
+                let eight = _mm256_max_ps(self.0, self.1);
+                let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        fn exp(self) -> Self {
+            #[inline(always)]
+            fn half(x: __m256) -> __m256 {
+                // SAFETY: AVX2 and FMA by the invariant of `Lanes`.
+                unsafe {
+                    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+                        _mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E)),
+                    );
+                    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HIGH), x);
+                    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LOW), r);
+                    let mut p = _mm256_set1_ps(TAYLOR[0]);
+                    for coefficient in &TAYLOR[1..] {
+                        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*coefficient));
+                    }
+                    let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                    let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
+                    let seen = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(SMALLEST));
+                    _mm256_and_ps(_mm256_mul_ps(p, power), seen)
+                }
+            }
+            Self(half(self.0), half(self.1))
         }
 
         #[inline(always)]
@@ -151,6 +246,49 @@ mod x86 {
         fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: AVX-512F by the invariant of `Lanes`.
             Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            Self(unsafe { _mm512_max_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            unsafe { _mm512_reduce_max_ps(self.0) }
+        }
+
+        #[inline(always)]
+        fn exp(self) -> Self {
+            let x = self.0;
+            // SAFETY: AVX-512F by the invariant of `Lanes`.
+            unsafe {
+                let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+                    _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)),
+                );
+                let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
+                let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
+                let mut p = _mm512_set1_ps(TAYLOR[0]);
+                for coefficient in &TAYLOR[1..] {
+                    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*coefficient));
+                }
+                let seen = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(SMALLEST));
+                Self(_mm512_maskz_scalef_ps(seen, p, n))
+            }
         }
 
         #[inline(always)]
@@ -276,33 +414,36 @@ fn rotate_body(head: &mut [f32], rotary: &[f32]) {
     }
 }
 
+/// `ln 2` in two parts: the upper one has few bits, so that an integer times it is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// The Taylor polynomial of `e^r`, highest power first; its remainder at `ln 2 / 2` is 5e-9.
+const TAYLOR: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
+/// Below it `e^x` is taken as 0: no result is subnormal, which would be slow to compute with.
+const SMALLEST: f32 = -87.3;
+
 /// `e^x`, relative error below 3e-7; 0 below -87.3, infinity above 88.7, NaN stays NaN.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, `ln 2` in two parts so that little of `r` is lost, the Taylor
-/// polynomial of degree 7 in `r` (its remainder at `ln 2 / 2` is 5e-9), and `2ⁿ` by the exponent bits.
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, a polynomial in `r`, and `2ⁿ` by the exponent bits.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to an integer: 1.5 * 2^23.
     const ROUNDER: f32 = 12_582_912.0;
-    let clamped = if x < -87.3 { -87.3 } else { x };
+    let clamped = if x < SMALLEST { SMALLEST } else { x };
     let clamped = if clamped > 88.7 { 88.7 } else { clamped };
     let n = (clamped * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let p = 1.0 / 5040.0;
-    let p = p * r + 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
-    let p = p * r + 1.0;
-    let p = p * r + 1.0;
+    let mut p = TAYLOR[0];
+    for at in 1..TAYLOR.len() {
+        p = p * r + TAYLOR[at];
+    }
     // In two steps, since 2^128 is not a finite number.
     let half = (n * 0.5 + ROUNDER) - ROUNDER;
     let power = |n: f32| f32::from_bits(((n + ROUNDER).to_bits().wrapping_add(127) & 0xff) << 23);
     let value = p * power(half) * power(n - half);
-    let value = if x < -87.3 { 0.0 } else { value };
+    let value = if x < SMALLEST { 0.0 } else { value };
     let value = if x > 88.7 { f32::INFINITY } else { value };
     if x.is_nan() { x } else { value }
 }
