@@ -11,9 +11,13 @@ use crate::run::{Steps, cargo, output, root, say, succeed};
 const COMPOSITION: &str = "qvl-runtime";
 
 /// The only files that may open `unsafe`, each for the reason its first use gives.
-const UNSAFE_FILES: [&str; 10] = [
+const UNSAFE_FILES: [&str; 14] = [
     "benches/probe/kernels.rs",
     "crates/qvl-model/src/backend/cpu/activations.rs",
+    "crates/qvl-model/src/backend/cpu/amx.rs",
+    "crates/qvl-model/src/backend/cpu/amx/attention.rs",
+    "crates/qvl-model/src/backend/cpu/amx/bytes.rs",
+    "crates/qvl-model/src/backend/cpu/amx/floats.rs",
     "crates/qvl-model/src/backend/cpu/attention_kernels.rs",
     "crates/qvl-model/src/backend/cpu/blocks.rs",
     "crates/qvl-model/src/backend/cpu/dots.rs",

@@ -13,7 +13,7 @@ use common::gguf::{Meta, Pair, Store};
 use common::{file, qvl, sample};
 use qvl_model::decoder::LogitRows;
 use qvl_model::quant::BlockFormat;
-use qvl_model::{GenerateOptions, Message, Part};
+use qvl_model::{CpuOptions, GenerateOptions, Message, Part};
 use qvl_runtime::{Conversation, Engine};
 use tempfile::TempDir;
 
@@ -88,13 +88,18 @@ fn configuration_vocabulary_and_template() {
 
 #[test]
 fn logits_have_the_same_bits() {
-    let original = Engine::open(file(TINY), 2).unwrap();
+    // Exact: a file has the patch embedding as F32, and the stored type decides how activations are rounded.
+    let open = |path: &Path| {
+        let options = CpuOptions { threads: 2, exact: true, ..CpuOptions::default() };
+        Engine::open_with(Some(path), None, options, &|_, _| {}).unwrap()
+    };
+    let original = open(Path::new(&file(TINY)));
     let conversation =
         Conversation::question([sample("shapes-1.png"), sample("digits-1.png")].map(PathBuf::from), "What?");
     let expected = logits(&original, &conversation);
     for store in [Store::Bf16, Store::F32] {
         let (_folder, path) = converted(store);
-        let got = logits(&Engine::open(path, 2).unwrap(), &conversation);
+        let got = logits(&open(&path), &conversation);
         assert_eq!(got.len(), expected.len());
         let first = got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
         assert_eq!(first, None, "{store:?}");

@@ -6,6 +6,11 @@
 //! addition stay two roundings everywhere.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "cpu/amx_absent.rs"]
+mod amx;
 mod attention;
 mod attention_kernels;
 mod blocks;
@@ -30,6 +35,7 @@ use crate::checkpoint::{Dtype, TensorView};
 use crate::error::{Error, Result};
 use crate::moe::route;
 use activations::QuantRows;
+use amx::Amx;
 pub use attention::{CpuKv, KvFormat};
 use blocks::{Tiling, for_each_block};
 use dots::Side;
@@ -152,21 +158,28 @@ impl Cpu {
     /// Gives `f` the activations in the forms that products with `weights` want.
     fn with_input<R>(&self, weights: &[&CpuMatrix], x: &Mat, f: impl FnOnce(&Input<'_>) -> R) -> R {
         let exact = self.options.exact;
-        let packed = (dots::packing_pays(self.isa, x.rows)
-            && (exact || weights.iter().any(|weight| weight.has_floats())))
-        .then(|| {
+        let any = |kind: fn(&CpuMatrix) -> bool| weights.iter().any(|weight| kind(weight));
+        let amx = Amx::of(self.isa).filter(|_| !exact);
+        let has_floats = exact || any(CpuMatrix::has_floats) || (amx.is_none() && any(CpuMatrix::has_bf16));
+        let packed = (dots::packing_pays(self.isa, x.rows) && has_floats).then(|| {
             let mut packed = self.fresh(1, dots::packed_len(self.isa, Side::Activations, x.rows, x.cols));
             linear::pack(self.isa, &self.team, x, &mut packed.values);
             packed
         });
         let packed = packed.as_ref().map(|packed| &*packed.values);
-        if exact || !weights.iter().any(|weight| weight.has_panels()) || x.rows == 0 {
-            return f(&Input { x, quantized: None, packed });
+        let rounded = amx.filter(|_| any(CpuMatrix::has_bf16)).map(|amx| {
+            let mut rounded = self.fresh(1, amx::floats::packed_len(x.rows, x.cols));
+            linear::round(amx, &self.team, x, bytemuck::cast_slice_mut(&mut rounded.values));
+            (amx, rounded)
+        });
+        let rounded = rounded.as_ref().map(|(amx, rounded)| (*amx, bytemuck::cast_slice(&rounded.values)));
+        if exact || !any(CpuMatrix::has_panels) || x.rows == 0 {
+            return f(&Input { x, quantized: None, packed, rounded });
         }
         let mut quantized = self.quantized.lock().pop().unwrap_or_default();
         quantized.resize(x.rows, x.cols);
         quantized.quantize(self.isa, &self.team, &x.values);
-        let result = f(&Input { x, quantized: Some(&quantized), packed });
+        let result = f(&Input { x, quantized: Some(&quantized), packed, rounded });
         self.quantized.lock().push(quantized);
         result
     }
@@ -265,7 +278,8 @@ impl Backend for Cpu {
     }
 
     fn kv(&self, layers: usize, shape: HeadShape) -> CpuKv {
-        CpuKv::new(layers, shape, if self.options.exact { KvFormat::F32 } else { KvFormat::Bf16 })
+        let rounded = || KvFormat::rounded(self.isa, shape);
+        CpuKv::new(layers, shape, if self.options.exact { KvFormat::F32 } else { rounded() })
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Mat {
@@ -375,7 +389,14 @@ impl Backend for Cpu {
     fn segment_attention(&self, qkv: &Mat, shape: HeadShape, cu_seqlens: &[usize]) -> Mat {
         assert_eq!((qkv.cols, cu_seqlens.last()), (shape.qkv_width(), Some(&qkv.rows)), "attention: shapes");
         let memory = self.vision_kv.lock().pop().filter(|kv| kv.shape() == shape);
-        let mut memory = memory.unwrap_or_else(|| CpuKv::new(1, shape, KvFormat::F32));
+        let mut memory = memory.unwrap_or_else(|| {
+            // Rounded only where that is what makes it fast.
+            let format = match KvFormat::rounded(self.isa, shape) {
+                KvFormat::Tiles if !self.options.exact => KvFormat::Tiles,
+                _ => KvFormat::F32,
+            };
+            CpuKv::new(1, shape, format)
+        });
         let mut y = self.fresh(qkv.rows, shape.q_width());
         attention::segments(self.isa, &self.team, qkv, shape, cu_seqlens, &mut memory, &mut y);
         self.vision_kv.lock().push(memory);

@@ -12,6 +12,8 @@ use std::ops::Range;
 use half::bf16;
 use smallvec::SmallVec;
 
+use super::amx::attention::{Attend, PageShape};
+use super::amx::{self, Amx};
 use super::attention_kernels::{self as kernels, PAGE, Tile};
 use super::blocks::{Tiling, for_each_block};
 use super::isa::Isa;
@@ -33,13 +35,32 @@ pub enum KvFormat {
     Bf16,
     /// As they are.
     F32,
+    /// Rounded to the nearest bfloat16, in the order in which tile instructions take them.
+    Tiles,
+}
+
+impl KvFormat {
+    /// How keys and values of heads of this shape are kept when they may be rounded.
+    pub(super) fn rounded(isa: Isa, shape: HeadShape) -> Self {
+        if Amx::of(isa).is_some() && shape.head_dim <= amx::attention::DEPTH_MAX {
+            Self::Tiles
+        } else {
+            Self::Bf16
+        }
+    }
+}
+
+/// The proof that a cache for tiles was made with.
+fn tiles(isa: Isa) -> Amx {
+    let Some(amx) = Amx::of(isa) else { unreachable!("a cache for tiles is made where there are tiles") };
+    amx
 }
 
 /// Keys and values of one head.
 #[derive(Clone, Debug, Default)]
 struct HeadKv {
-    /// Each with `64 * head_dim` keys, then `64 * width` values, of 2 or 4 bytes. Pages behind the last token
-    /// wait to be filled again.
+    /// Each with `64 * head_dim` keys, then `64 * width` values, of 2 or 4 bytes; those for tiles are described
+    /// there. Pages behind the last token wait to be filled again.
     pages: Vec<Values>,
     len: usize,
 }
@@ -52,6 +73,7 @@ impl HeadKv {
             self.pages.push(Values::zeros(match format {
                 KvFormat::F32 => values,
                 KvFormat::Bf16 => values / 2,
+                KvFormat::Tiles => unreachable!("pushed page by page"),
             }));
         }
         let page = &mut self.pages[self.len / PAGE];
@@ -73,8 +95,36 @@ impl HeadKv {
                     *to = bf16::from_f32(value).to_bits();
                 }
             }
+            KvFormat::Tiles => unreachable!("pushed page by page"),
         }
         self.len += 1;
+    }
+
+    /// The same for `count` tokens, `stride` values apart, in the order of tiles.
+    fn push_tiles(
+        &mut self,
+        amx: Amx,
+        head_dim: usize,
+        [keys, values]: [&[f32]; 2],
+        stride: usize,
+        count: usize,
+    ) {
+        let shape = PageShape::new(head_dim);
+        let mut done = 0;
+        while done < count {
+            let slot = self.len % PAGE;
+            if self.len / PAGE == self.pages.len() {
+                self.pages.push(Values::zeros(shape.pairs()));
+            }
+            let page = &mut self.pages[self.len / PAGE];
+            let run = (PAGE - slot).min(count - done);
+            if slot == 0 && run < PAGE {
+                amx::attention::forget(shape, 0, page);
+            }
+            let from = [&keys[done * stride..], &values[done * stride..]];
+            amx::attention::push(amx, shape, from, stride, run, slot, page);
+            (self.len, done) = (self.len + run, done + run);
+        }
     }
 }
 
@@ -108,6 +158,7 @@ impl CpuKv {
     /// Appends the keys and values of some rows; on all threads of the team if there are many.
     pub(super) fn append(
         &mut self,
+        isa: Isa,
         team: &Team,
         layer: usize,
         qkv: &Mat,
@@ -118,6 +169,12 @@ impl CpuKv {
         let format = self.format;
         let heads = &mut self.heads[layer * shape.kv_heads..][..shape.kv_heads];
         let push = |index: usize, head: &mut HeadKv| {
+            if format == KvFormat::Tiles && !rows.is_empty() {
+                let first = rows.start * qkv.cols + shape.q_width() + index * shape.head_dim;
+                let from = [&qkv.values[first..], &qkv.values[first + shape.kv_width()..]];
+                head.push_tiles(tiles(isa), shape.head_dim, from, qkv.cols, rows.len());
+                return;
+            }
             for row in rows.clone() {
                 let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
                 let at = index * shape.head_dim;
@@ -133,6 +190,10 @@ impl CpuKv {
 
     pub(super) fn truncate(&mut self, len: usize) {
         for head in &mut self.heads {
+            if len < head.len && self.format == KvFormat::Tiles && !len.is_multiple_of(PAGE) {
+                let shape = PageShape::new(self.shape.head_dim);
+                amx::attention::forget(shape, len % PAGE, &mut head.pages[len / PAGE]);
+            }
             head.len = head.len.min(len);
         }
     }
@@ -185,6 +246,23 @@ fn attend(
     states.clear();
     states.resize(count, kernels::State::default());
     let columns = group * head_dim;
+    if format == KvFormat::Tiles {
+        for (row, queries) in rows.clone().zip(queries.chunks_exact_mut(columns)) {
+            queries.copy_from_slice(&qkv.row(row)[kv_head * columns..][..columns]);
+        }
+        let mut seen: SmallVec<[usize; 64]> = SmallVec::new();
+        seen.extend((0..count).map(|query| visible(query / group)));
+        let mut job = Attend {
+            shape: PageShape::new(head_dim),
+            queries,
+            scale: shape.scale(),
+            pages: &head.pages,
+            visible: &seen,
+            mixed,
+        };
+        amx::attention::attend(tiles(isa), &mut job);
+        return;
+    }
     for (row, queries) in rows.clone().zip(queries.chunks_exact_mut(columns)) {
         let from = &qkv.row(row)[kv_head * columns..][..columns];
         for (query, &value) in queries.iter_mut().zip(from) {
@@ -200,6 +278,7 @@ fn attend(
                 kernels::unpack(isa, bytemuck::cast_slice(page), unpacked);
                 unpacked
             }
+            KvFormat::Tiles => unreachable!("attended to in tiles"),
         };
         // Rows before the first one that sees this page are done.
         let first_key = index * PAGE;
@@ -238,13 +317,13 @@ pub(super) fn segments(
     memory: &mut CpuKv,
     y: &mut Mat,
 ) {
-    assert_eq!((memory.shape, memory.format), (shape, KvFormat::F32), "memory for another shape");
+    assert_eq!(memory.shape, shape, "memory for another shape");
     for segment in cu_seqlens.windows(2).map(|pair| pair[0]..pair[1]) {
         if segment.is_empty() {
             continue;
         }
         memory.truncate(0);
-        memory.append(team, 0, qkv, segment.clone(), shape);
+        memory.append(isa, team, 0, qkv, segment.clone(), shape);
         let (memory, len) = (&*memory, segment.len());
         // Blocks of other segments' rows are left alone.
         let row_borders = [segment.start, segment.end, y.rows];
@@ -285,7 +364,7 @@ pub(super) fn causal<'p>(
     let mut scores = 0;
     for (kv, rows) in parts {
         assert_eq!(rows.start, row_borders.last().copied().unwrap_or(0), "parts follow each other");
-        kv.append(team, layer, qkv, rows.clone(), shape);
+        kv.append(isa, team, layer, qkv, rows.clone(), shape);
         let before = kv.head(layer, 0).len - rows.len();
         scores += rows.len() * (before + rows.len()) * shape.heads;
         row_borders.push(rows.end);
@@ -338,7 +417,8 @@ mod tests {
     const SHAPES: [(usize, usize, usize); 6] =
         [(1, 1, 4), (4, 2, 10), (6, 2, 16), (2, 2, 24), (3, 1, 72), (5, 5, 8)];
     /// Around the edges of a panel of keys, of a tile of queries and of a page.
-    const LENGTHS: [usize; 9] = [1, 2, 15, 17, 33, 50, 64, 65, 130];
+    /// and, for tiles, of four pages.
+    const LENGTHS: [usize; 10] = [1, 2, 15, 17, 33, 50, 64, 65, 130, 261];
 
     fn noise(rows: usize, shape: HeadShape) -> Mat {
         let cols = shape.qkv_width();
@@ -365,11 +445,32 @@ mod tests {
         }
     }
 
-    fn assert_close(got: &Mat, expected: &Mat, what: &str) {
+    fn assert_close(got: &Mat, expected: &Mat, tolerance: f32, what: &str) {
         assert_eq!((got.rows, got.cols), (expected.rows, expected.cols), "{what}");
         for (index, (got, expected)) in got.values.iter().zip(expected.values.iter()).enumerate() {
-            assert!((got - expected).abs() < 1e-5, "{what}, value {index}: {got}, expected {expected}");
+            assert!((got - expected).abs() < tolerance, "{what}, value {index}: {got}, expected {expected}");
         }
+    }
+
+    const EXACT: f32 = 1e-5;
+    /// Queries and weights are rounded to 8 bits: scores of up to 6 by up to a 256th each way, weights by a
+    /// 512th, of values up to 2.
+    const ROUNDED: f32 = 5e-2;
+
+    /// The levels with tiles, if this CPU has one.
+    fn with_tiles() -> impl Iterator<Item = (Isa, KvFormat)> {
+        Isa::available().into_iter().filter(|isa| Amx::of(*isa).is_some()).map(|isa| (isa, KvFormat::Tiles))
+    }
+
+    /// What a cache in bfloat16 keeps of it.
+    fn rounded(qkv: &Mat, shape: HeadShape) -> Mat {
+        let mut rounded = qkv.clone();
+        for row in 0..qkv.rows {
+            for value in &mut rounded.row_mut(row)[shape.q_width()..] {
+                *value = bf16::from_f32(*value).to_f32();
+            }
+        }
+        rounded
     }
 
     #[test]
@@ -377,11 +478,16 @@ mod tests {
         check(|isa, shape, rows| {
             let qkv = noise(rows, shape);
             let cu_seqlens = [0, rows.div_ceil(3), rows.div_ceil(3), rows];
-            let mut got = Mat::zeros(rows, shape.q_width());
-            let mut memory = CpuKv::new(1, shape, KvFormat::F32);
-            segments(isa, &team(), &qkv, shape, &cu_seqlens, &mut memory, &mut got);
             let expected = Reference.segment_attention(&qkv, shape, &cu_seqlens);
-            assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
+            let tiles = Amx::of(isa).map(|_| (KvFormat::Tiles, ROUNDED));
+            for (format, tolerance) in [Some((KvFormat::F32, EXACT)), tiles].into_iter().flatten() {
+                let mut got = Mat::zeros(rows, shape.q_width());
+                let mut memory = CpuKv::new(1, shape, format);
+                // What was there before is forgotten.
+                memory.append(isa, &team(), 0, &noise(rows + 70, shape), 0..rows + 70, shape);
+                segments(isa, &team(), &qkv, shape, &cu_seqlens, &mut memory, &mut got);
+                assert_close(&got, &expected, tolerance, &format!("{shape:?}, {rows} rows, {}", isa.name()));
+            }
         });
     }
 
@@ -399,23 +505,18 @@ mod tests {
     fn causal_equals_the_formula() {
         check(|isa, shape, rows| {
             let qkv = noise(rows + 2, shape);
-            let got = step(isa, KvFormat::F32, &qkv, shape);
-            // What the cache keeps of it in bfloat16 is what the formula is given.
-            let mut rounded = qkv.clone();
-            for row in 0..rows + 2 {
-                for value in &mut rounded.row_mut(row)[shape.q_width()..] {
-                    *value = bf16::from_f32(*value).to_f32();
-                }
-            }
-            let got_rounded = step(isa, KvFormat::Bf16, &qkv, shape);
-            for (qkv, got) in [(qkv, got), (rounded, got_rounded)] {
+            let formats = [(KvFormat::F32, EXACT), (KvFormat::Bf16, EXACT)].map(|(f, t)| (isa, f, t));
+            let tiles = Amx::of(isa).map(|_| (isa, KvFormat::Tiles, ROUNDED));
+            for (isa, format, tolerance) in formats.into_iter().chain(tiles) {
+                let got = step(isa, format, &qkv, shape);
+                let qkv = if format == KvFormat::F32 { qkv.clone() } else { rounded(&qkv, shape) };
                 let mut caches = [0; 3].map(|_| Reference.kv(2, shape));
                 let ranges = [0..1, 1..rows + 1, rows + 1..rows + 2];
                 let mut parts: Vec<_> =
                     caches.iter_mut().zip(ranges).map(|(kv, rows)| KvPart { kv, rows }).collect();
                 let mut expected = Mat::zeros(rows + 2, shape.q_width());
                 Reference.kv_attention(&mut parts, 1, &qkv, shape, &mut expected);
-                assert_close(&got, &expected, &format!("{shape:?}, {rows} rows, {}", isa.name()));
+                assert_close(&got, &expected, tolerance, &format!("{shape:?}, {rows} rows, {}", isa.name()));
             }
         });
     }
@@ -423,9 +524,9 @@ mod tests {
     #[test]
     fn cut_anywhere_and_cut_back_it_has_the_same_bits() {
         let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 10 };
-        for (isa, format) in
-            Isa::available().into_iter().flat_map(|isa| [(isa, KvFormat::Bf16), (isa, KvFormat::F32)])
-        {
+        let formats =
+            Isa::available().into_iter().flat_map(|isa| [(isa, KvFormat::Bf16), (isa, KvFormat::F32)]);
+        for (isa, format) in formats.chain(with_tiles()) {
             for rows in LENGTHS {
                 let qkv = noise(rows, shape);
                 let mut other = qkv.clone();
@@ -436,7 +537,7 @@ mod tests {
                 for cut in 1..rows {
                     // What is given up is not what comes again.
                     kv.truncate(cut);
-                    kv.append(&team(), 0, &other, cut..rows, shape);
+                    kv.append(isa, &team(), 0, &other, cut..rows, shape);
                     kv.truncate(cut);
                     let mut fresh = CpuKv::new(1, shape, format);
                     for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
@@ -459,12 +560,51 @@ mod tests {
     fn pages_that_were_given_up_are_filled_again() {
         let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 8 };
         let qkv = noise(130, shape);
+        let isa = Isa::detect();
         let mut kv = CpuKv::new(1, shape, KvFormat::Bf16);
-        kv.append(&team(), 0, &qkv, 0..130, shape);
+        kv.append(isa, &team(), 0, &qkv, 0..130, shape);
         // 3 pages of 64 tokens: keys of 8, values of 16, 2 bytes each.
         assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
         kv.truncate(0);
-        kv.append(&team(), 0, &qkv, 0..130, shape);
+        kv.append(isa, &team(), 0, &qkv, 0..130, shape);
         assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
+    }
+
+    #[test]
+    fn what_was_given_up_does_not_come_back_as_no_number() {
+        let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 40 };
+        let qkv = noise(70, shape);
+        for (isa, format) in with_tiles() {
+            let mut expected = Mat::zeros(70, shape.q_width());
+            let mut kv = CpuKv::new(1, shape, format);
+            causal(isa, &team(), [(&mut kv, 0..70)].into_iter(), 0, &qkv, shape, &mut expected);
+            let mut broken = qkv.clone();
+            broken.values.fill(f32::NAN);
+            for kept in [0, 3, 64] {
+                kv.truncate(kept);
+                kv.append(isa, &team(), 0, &broken, 0..70, shape);
+                kv.truncate(kept);
+                let rest = Mat::from_slice(70 - kept, qkv.cols, &qkv.values[kept * qkv.cols..]);
+                let mut y = Mat::zeros(rest.rows, shape.q_width());
+                causal(isa, &team(), [(&mut kv, 0..rest.rows)].into_iter(), 0, &rest, shape, &mut y);
+                assert_eq!(*y.values, expected.values[kept * y.cols..]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_with_those_who_see_it() {
+        let shape = HeadShape { heads: 2, kv_heads: 2, head_dim: 16 };
+        for (isa, format) in with_tiles() {
+            let mut qkv = noise(40, shape);
+            qkv.row_mut(20)[0] = f32::NAN;
+            let mut y = Mat::zeros(40, shape.q_width());
+            let mut kv = CpuKv::new(1, shape, format);
+            causal(isa, &team(), [(&mut kv, 0..40)].into_iter(), 0, &qkv, shape, &mut y);
+            for row in 0..40 {
+                assert_eq!(y.row(row)[..16].iter().all(|v| v.is_nan()), row == 20, "row {row}");
+                assert!(y.row(row)[16..].iter().all(|v| v.is_finite()), "row {row}");
+            }
+        }
     }
 }

@@ -149,7 +149,7 @@ impl Tile {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => of::<Avx2>(),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => of::<Avx512>(),
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => of::<Avx512>(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Which instructions the kernels may use, as a value that proves this CPU has them.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use crate::error::{Error, Result};
 
 /// The environment variable that forces a lower instruction set than the best one: `QVL_ISA=avx2`.
@@ -22,6 +24,9 @@ pub(in crate::backend::cpu) enum Level {
     /// The same and AVX-512 BF16.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// The same and AMX: tiles of bytes and of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Level {
@@ -33,6 +38,8 @@ impl Level {
         Self::Avx512,
         #[cfg(target_arch = "x86_64")]
         Self::Avx512Bf16,
+        #[cfg(target_arch = "x86_64")]
+        Self::Amx,
     ];
 }
 
@@ -50,7 +57,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
-            if avx512 && is_x86_feature_detected!("avx512bf16") {
+            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            if bf16 && amx::available() {
+                return Self(Level::Amx);
+            }
+            if bf16 {
                 return Self(Level::Avx512Bf16);
             }
             if avx512 {
@@ -92,7 +103,7 @@ impl Isa {
         })
     }
 
-    /// `portable`, `avx2`, `avx512` or `avx512bf16`.
+    /// `portable`, `avx2`, `avx512`, `avx512bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
@@ -102,6 +113,8 @@ impl Isa {
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx",
         }
     }
 
@@ -111,7 +124,7 @@ impl Isa {
 }
 
 /// Compiles a body for each level as `$name(isa, ...)`: one expression for all levels, or one each for
-/// portable, AVX2 and AVX-512 (which also serves AVX-512 BF16).
+/// portable, AVX2 and AVX-512 (which also serves the levels above).
 ///
 /// Bodies must be `#[inline(always)]` functions, or they are not compiled for the level.
 macro_rules! dispatched {
@@ -131,7 +144,7 @@ macro_rules! dispatched {
                     unsafe { compiled($($arg),*) }
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Avx512Bf16 => {
+                Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
                     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
                     fn compiled($($arg: $type),*) {
                         $avx512($($arg),*);

@@ -10,6 +10,8 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::activations::QuantRows;
+use super::amx::floats::TileProduct;
+use super::amx::{self, Amx};
 use super::blocks::{Block, Tiling, for_each_block};
 use super::dots::{self, CHUNK, Dots, Pack, PackedDots, Side, WHOLE_TILES, Weights};
 use super::isa::Isa;
@@ -25,6 +27,14 @@ const COLUMNS: usize = 64;
 
 /// Rows of a block: enough that packing its weights is a small part of the work. Whole register tiles.
 const ROWS: usize = 84 * WHOLE_TILES;
+
+/// Outputs and rows of a block that is computed in tiles: of 2,048 inputs both take a quarter of a second-level
+/// cache of 2 MiB, and what has to come from further away is little beside the products.
+const TILE_COLUMNS: usize = 128;
+const TILE_ROWS: usize = 256;
+
+/// Rows so few that reading the weights is what takes the time.
+const FEW_ROWS: usize = 16;
 
 /// Rows of a block that panels are multiplied with at once: their sums with two panels take 16 KiB.
 const NEAR_ROWS: usize = 128;
@@ -42,7 +52,7 @@ struct Scratch {
     weights: Values,
     /// Packed weights.
     packed: Values,
-    /// The products of a block, `[rows][COLUMNS]`.
+    /// The products of a block, row after row.
     products: Values,
     /// Those of the second matrix of a pair.
     seconds: Values,
@@ -63,6 +73,18 @@ pub(super) struct Input<'a> {
     pub(super) quantized: Option<&'a QuantRows>,
     /// Packed by [`pack`], if that pays and weights are to be multiplied as floats.
     pub(super) packed: Option<&'a [f32]>,
+    /// Rounded to bfloat16 and packed by [`round`], if weights are to be multiplied in tiles.
+    pub(super) rounded: Option<(Amx, &'a [u32])>,
+}
+
+impl Input<'_> {
+    /// How the products with `weight` are cut into blocks.
+    fn tiling<'a>(&self, weight: &'a CpuMatrix, row_borders: &'a [usize]) -> Tiling<'a> {
+        // A few rows are a matter of memory, not of caches: small blocks are divided among threads more evenly.
+        let tiles = self.rounded.is_some() && self.x.rows > FEW_ROWS && weight.has_bf16();
+        let (row_block, col_block) = if tiles { (TILE_ROWS, TILE_COLUMNS) } else { (ROWS, COLUMNS) };
+        Tiling { row_borders, borders: weight.borders(), row_block, col_block }
+    }
 }
 
 /// For each row of `x` and each output of `weight`, gives the products to `finish(y, products, outputs)`:
@@ -81,13 +103,13 @@ pub(super) fn product(
     }
     assert_eq!((x.cols, y.cols, x.rows), (weight.cols(), weight.rows(), y.rows), "linear: shapes");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(team, y, tiling(weight, &[x.rows]), parallel, |mut block| {
+    for_each_block(team, y, input.tiling(weight, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, packed, products, panels, .. } = scratch;
             compute(isa, weight, input, &block, [weights, packed, panels], products);
             let columns = block.place.columns.clone();
             for row in 0..block.place.rows.len() {
-                finish(block.row(row), &products[row * COLUMNS..][..columns.len()], columns.clone());
+                finish(block.row(row), &products[row * columns.len()..][..columns.len()], columns.clone());
             }
         });
     });
@@ -109,25 +131,21 @@ pub(super) fn product_of_two(
     assert_eq!((x.cols, y.cols, x.rows), (first.cols(), first.rows(), y.rows), "linear: shapes");
     assert_eq!((first.cols(), first.borders()), (second.cols(), second.borders()), "a pair of one shape");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(team, y, tiling(first, &[x.rows]), parallel, |mut block| {
+    for_each_block(team, y, input.tiling(first, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, packed, products, seconds, panels } = scratch;
             compute(isa, first, input, &block, [weights, packed, panels], products);
             compute(isa, second, input, &block, [weights, packed, panels], seconds);
             let count = block.place.columns.len();
             for row in 0..block.place.rows.len() {
-                let at = row * COLUMNS;
+                let at = row * count;
                 finish(block.row(row), &products[at..][..count], &seconds[at..][..count]);
             }
         });
     });
 }
 
-fn tiling<'a>(weight: &'a CpuMatrix, row_borders: &'a [usize]) -> Tiling<'a> {
-    Tiling { row_borders, borders: weight.borders(), row_block: ROWS, col_block: COLUMNS }
-}
-
-/// The products of one block, `[rows][COLUMNS]`.
+/// The products of one block, row after row.
 fn compute(
     isa: Isa,
     weight: &CpuMatrix,
@@ -138,9 +156,19 @@ fn compute(
 ) {
     let (rows, cols) = (block.place.rows.clone(), weight.cols());
     let (segment, outputs) = weight.segment(block.place.run, block.place.columns.clone());
-    products.resize(rows.len() * COLUMNS);
+    let columns = outputs.len();
+    products.resize(rows.len() * columns);
     match segment {
         Segment::Stored(stored) => {
+            if let Some((amx, x)) = input.rounded
+                && let Some(w) = stored.bf16_rows(outputs.clone(), cols, unpacked)
+            {
+                let (x_rows, w_rows) = (input.x.rows, columns);
+                let mut job =
+                    TileProduct { x, x_rows, rows, w, w_rows, k: cols, out: products, out_stride: columns };
+                amx::floats::product(amx, &mut job);
+                return;
+            }
             let weights = stored.in_place(outputs.clone(), cols).unwrap_or_else(|| {
                 unpacked.resize(outputs.len() * cols);
                 stored.unpack(isa, outputs.clone(), cols, unpacked);
@@ -152,9 +180,17 @@ fn compute(
             Some(quantized) => {
                 let wanted = outputs.start / PANEL..outputs.end.div_ceil(PANEL);
                 by_panel.resize(wanted.len() * rows.len().min(NEAR_ROWS) * PANEL);
-                let starts = rows.clone().step_by(NEAR_ROWS);
-                for (start, products) in starts.zip(products.chunks_mut(NEAR_ROWS * COLUMNS)) {
-                    let rows = start..(start + NEAR_ROWS).min(rows.end);
+                let mut start = rows.start;
+                let mut products = &mut products[..];
+                while start < rows.end {
+                    let count = match rows.end - start {
+                        left @ ..=panel_dots::TILE_ROWS => left,
+                        // What is not a whole tile comes last, alone.
+                        left => left.min(NEAR_ROWS) / panel_dots::TILE_ROWS * panel_dots::TILE_ROWS,
+                    };
+                    let rows = start..start + count;
+                    let (here, behind) = products.split_at_mut(count * columns);
+                    (start, products) = (rows.end, behind);
                     let x_rows = rows.len();
                     let mut job = Product {
                         weights: panels,
@@ -166,10 +202,10 @@ fn compute(
                     panel_dots::product(isa, &mut job);
                     for panel in 0..wanted.len() {
                         let first = panel * PANEL;
-                        let count = PANEL.min(outputs.len() - first);
+                        let count = PANEL.min(columns - first);
                         for row in 0..x_rows {
                             let from = &by_panel[(panel * x_rows + row) * PANEL..][..count];
-                            products[row * COLUMNS + first..][..count].copy_from_slice(from);
+                            here[row * columns + first..][..count].copy_from_slice(from);
                         }
                     }
                 }
@@ -207,7 +243,7 @@ fn float_products(
             w_stride: cols,
             k: cols,
             out: products,
-            out_stride: COLUMNS,
+            out_stride: w_rows,
         };
         dots::dots(isa, &mut job);
         return;
@@ -227,9 +263,29 @@ fn float_products(
             w_rows,
             k,
             out: products,
-            out_stride: COLUMNS,
+            out_stride: w_rows,
         };
         dots::packed_dots(isa, &mut job);
+    }
+}
+
+/// Rounds and packs rows of activations for [`Input::rounded`]; on all threads of the team if there is much of it.
+pub(super) fn round(amx: Amx, team: &Team, x: &Mat, out: &mut [u32]) {
+    if x.rows == 0 {
+        return;
+    }
+    let width = amx::floats::pack_rows(x.rows);
+    let part = amx::floats::packed_len(width, x.cols);
+    let mut parts: SmallVec<[&mut [u32]; 64]> = out.chunks_mut(part).collect();
+    let pack = |index: usize, out: &mut &mut [u32]| {
+        let first = (index * width).min(x.rows);
+        let rows = width.min(x.rows - first);
+        amx::floats::pack(amx, &x.values[first * x.cols..], rows, x.cols, width, out);
+    };
+    if x.values.len() >= PACK_PARALLEL_MIN {
+        team.for_each_mut(&mut parts, pack);
+    } else {
+        parts.iter_mut().enumerate().for_each(|(index, part)| pack(index, part));
     }
 }
 

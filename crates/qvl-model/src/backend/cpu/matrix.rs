@@ -7,7 +7,8 @@ use half::{bf16, f16};
 use super::dots::{self, Weights};
 use super::isa::Isa;
 use super::panels::Panels;
-use crate::backend::{Layout, WeightPart};
+use crate::backend::mat::Values;
+use crate::backend::{Layout, Role, WeightPart};
 use crate::checkpoint::{Dtype, TensorView};
 use crate::quant::BlockFormat;
 
@@ -36,6 +37,8 @@ pub(super) struct Stored {
     layout: Layout,
     /// The first of the tensor's outputs that is meant.
     first: usize,
+    /// Small or looked up: products with it are exact where those with other matrices round activations.
+    table: bool,
 }
 
 impl CpuMatrix {
@@ -85,9 +88,15 @@ impl CpuMatrix {
         self.segments.iter().any(|segment| matches!(segment, Segment::Panels(_)))
     }
 
-    /// Whether a product with it multiplies floats; all do with exact activations.
+    /// Whether a product with it can multiply bfloat16 with bfloat16, where there are instructions for that and
+    /// activations may be rounded.
+    pub(super) fn has_bf16(&self) -> bool {
+        self.segments.iter().any(|segment| matches!(segment, Segment::Stored(stored) if stored.is_bf16()))
+    }
+
+    /// Whether a product with it multiplies floats in any case.
     pub(super) fn has_floats(&self) -> bool {
-        self.segments.iter().any(|segment| matches!(segment, Segment::Stored(_)))
+        self.segments.iter().any(|segment| matches!(segment, Segment::Stored(stored) if !stored.is_bf16()))
     }
 
     /// Bytes that a product with one row reads, wherever they lie.
@@ -107,7 +116,41 @@ impl CpuMatrix {
 
 impl Stored {
     pub(super) fn new(part: &WeightPart) -> Self {
-        Self { tensor: part.tensor.clone(), layout: part.layout, first: part.outputs.start }
+        let table = part.role == Role::Table;
+        Self { tensor: part.tensor.clone(), layout: part.layout, first: part.outputs.start, table }
+    }
+
+    /// Whether the weights are bfloat16 that may be multiplied with rounded activations.
+    fn is_bf16(&self) -> bool {
+        self.tensor.dtype() == Dtype::Bf16 && !self.table
+    }
+
+    /// The bytes of some rows, if they are such weights; put one after the other in `room` where they are not
+    /// stored so.
+    pub(super) fn bf16_rows<'a>(
+        &'a self,
+        rows: Range<usize>,
+        cols: usize,
+        room: &'a mut Values,
+    ) -> Option<&'a [u8]> {
+        if !self.is_bf16() {
+            return None;
+        }
+        if self.layout == Layout::OutIn {
+            return self.row_bytes(rows, cols);
+        }
+        room.resize((rows.len() * cols).div_ceil(2));
+        let room: &mut [u8] = bytemuck::cast_slice_mut(room);
+        let (bytes, outputs) = (self.tensor.bytes(), self.tensor.shape()[1]);
+        // The values of one input lie together: each cache line is read once for all rows.
+        for input in 0..cols {
+            for row in rows.clone() {
+                let from = 2 * (input * outputs + self.first + row);
+                let to = 2 * ((row - rows.start) * cols + input);
+                room[to..to + 2].copy_from_slice(&bytes[from..from + 2]);
+            }
+        }
+        Some(&room[..2 * rows.len() * cols])
     }
 
     /// The stored bytes of some rows, if rows are what is stored.

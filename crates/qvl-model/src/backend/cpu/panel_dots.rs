@@ -10,25 +10,30 @@
 use std::ops::Range;
 
 use super::activations::{Offsets, QuantRows};
-use super::isa::dispatched;
+use super::amx::{self, Amx};
+use super::isa::{Isa, dispatched};
 use super::panels::{BLOCK, PANEL, Panels, SCALE_BYTES, code_bytes, super_bytes};
 use crate::quant::BlockFormat;
 
 /// Bytes of one group of four inputs of a panel.
-const GROUP_BYTES: usize = PANEL * 4;
+pub(super) const GROUP_BYTES: usize = PANEL * 4;
 
 /// Bytes of codes asked for before they are used: what arrives while one line is waited for, several times over.
-const AHEAD: usize = 2048;
+pub(super) const AHEAD: usize = 2048;
 
 /// Panels that are read side by side for a few rows: a core waits for memory less when it asks in several
 /// places.
 const STREAMS: usize = 4;
 
+/// Multiples of this many rows are multiplied in tiles where there are any. Fewer have the time that tiles
+/// save while the panels come from memory.
+pub(super) const TILE_ROWS: usize = 16;
+
 /// Rows so few that reading the panels is what takes the time.
 const STREAM_ROWS: usize = 4;
 
 /// Groups of four inputs in a block.
-const GROUPS: usize = BLOCK / 4;
+pub(super) const GROUPS: usize = BLOCK / 4;
 
 /// The products of some rows with some panels.
 pub(super) struct Product<'a> {
@@ -53,24 +58,42 @@ struct Places<const N: usize> {
     supers: [*const u8; N],
 }
 
+/// Computes the products.
+pub(super) fn product(isa: Isa, job: &mut Product<'_>) {
+    check(job);
+    match Amx::of(isa) {
+        Some(amx) if job.rows.len().is_multiple_of(TILE_ROWS) => amx::bytes::product(amx, job),
+        _ => vectors(isa, job),
+    }
+}
+
 dispatched!(
-    /// Computes the products.
-    fn product(job: &mut Product<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
+    /// The same in vectors.
+    fn vectors(job: &mut Product<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
 );
+
+fn check(job: &Product<'_>) {
+    let (blocks, rows) = (job.x.blocks(), job.x.rows());
+    assert_eq!(blocks * BLOCK, job.weights.cols(), "panels: inputs");
+    assert!(job.rows.end <= rows, "panels: rows");
+    assert!(job.out.len() >= job.panels.len() * job.rows.len() * PANEL, "panels: results");
+    assert_eq!(job.x.codes.len(), rows * blocks * BLOCK, "panels: activations");
+    assert_eq!((job.x.scales.len(), job.x.offsets.len()), (rows * blocks, rows * blocks));
+}
 
 /// One block of one row of activations.
 #[derive(Clone, Copy)]
-struct Row {
-    codes: *const i8,
-    scale: *const f32,
-    offsets: *const Offsets,
+pub(super) struct Row {
+    pub(super) codes: *const i8,
+    pub(super) scale: *const f32,
+    pub(super) offsets: *const Offsets,
 }
 
 /// Vectors of some columns of a panel: four bytes, an integer or a float for each.
 ///
 /// Invariant: implementations with intrinsics are only used by bodies that `dispatched!` compiles for their
 /// instruction set. Pointers must be readable for as much as is loaded.
-trait Simd: Copy {
+pub(super) trait Simd: Copy {
     /// Columns: 16, or 8 for half a panel.
     const COLUMNS: usize;
     /// Whether there are registers for the codes of two panels: each byte of the activations is then read once
@@ -98,6 +121,7 @@ trait Simd: Copy {
         first: usize,
         x: *const i8,
     ) -> [Self::Ints; P];
+    unsafe fn ints(from: *const i32) -> Self::Ints;
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats;
     unsafe fn splat(from: *const f32) -> Self::Floats;
     unsafe fn floats(from: *const f32) -> Self::Floats;
@@ -175,6 +199,12 @@ impl Simd for Portable {
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    unsafe fn ints(from: *const i32) -> [i32; 16] {
+        // SAFETY: 16 values can be read there.
+        unsafe { from.cast::<[i32; 16]>().read_unaligned() }
     }
 
     #[inline(always)]
@@ -366,6 +396,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn ints(from: *const i32) -> __m256i {
+            // SAFETY: 8 values can be read there; AVX2.
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+
+        #[inline(always)]
         unsafe fn to_floats(ints: __m256i) -> __m256 {
             // SAFETY: AVX2.
             unsafe { _mm256_cvtepi32_ps(ints) }
@@ -421,7 +457,7 @@ mod x86 {
     }
 
     #[derive(Clone, Copy)]
-    pub(super) struct Avx512;
+    pub(in crate::backend::cpu) struct Avx512;
 
     impl Simd for Avx512 {
         const COLUMNS: usize = 16;
@@ -504,6 +540,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn ints(from: *const i32) -> __m512i {
+            // SAFETY: 16 values can be read there; AVX-512F.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
         unsafe fn to_floats(ints: __m512i) -> __m512 {
             // SAFETY: AVX-512F.
             unsafe { _mm512_cvtepi32_ps(ints) }
@@ -560,10 +602,12 @@ mod x86 {
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{Avx2, Avx512};
+use x86::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::Avx512;
 
 /// How the codes of a block become bytes.
-trait Codes {
+pub(super) trait Codes {
     /// Of a block of a panel.
     const BYTES: usize;
 
@@ -571,10 +615,10 @@ trait Codes {
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::Bytes; GROUPS];
 }
 
-struct Bits8;
-struct Bits4;
-struct Bits5;
-struct Bits6;
+pub(super) struct Bits8;
+pub(super) struct Bits4;
+pub(super) struct Bits5;
+pub(super) struct Bits6;
 
 impl Codes for Bits8 {
     const BYTES: usize = code_bytes(BlockFormat::Q8_0);
@@ -658,36 +702,52 @@ impl Codes for Bits6 {
 }
 
 /// How the integer products of a block become floats.
-trait Scaling {
+pub(super) trait Scaling {
     /// Bytes of the scales of the scales of 256 inputs.
     const SUPER_BYTES: usize;
+    /// What was added to the codes, which are unsigned.
+    const ZERO: i8;
+    /// Runs of inputs of a block that have a scale of their own.
+    const PARTS: usize;
     /// The scales of some columns in one block.
     type Scales<S: Simd>: Copy;
+    /// The integer products of each part.
+    type Products<S: Simd>: Copy;
 
     /// The scales of one block and what they are multiples of, both from the wanted columns on.
     unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> Self::Scales<S>;
 
-    /// Adds to each of `P` panels' sums, `stride` values apart, the scaled product of a block with a row's
-    /// activations.
-    unsafe fn add<S: Simd, const P: usize>(
+    /// The integer products of a block with a row's activations, for each of `P` panels.
+    unsafe fn products<S: Simd, const P: usize>(
         row: Row,
         codes: &[[S::Bytes; GROUPS]; P],
-        scales: &[Self::Scales<S>; P],
-        sums: *mut f32,
-        stride: usize,
-    );
+    ) -> [Self::Products<S>; P];
+
+    /// The same for one panel, from where they were stored: 16 integers for each part, `stride` integers apart.
+    unsafe fn load<S: Simd>(products: *const i32, stride: usize) -> Self::Products<S>;
+
+    /// The sums of a panel with them added, scaled.
+    unsafe fn sum<S: Simd>(
+        row: Row,
+        products: Self::Products<S>,
+        scales: Self::Scales<S>,
+        sums: S::Floats,
+    ) -> S::Floats;
 }
 
 /// A half-precision scale for 32 inputs, codes of `BITS` bits around the middle of their range.
-struct OneScale<const BITS: u32>;
+pub(super) struct OneScale<const BITS: u32>;
 /// Scale and minimum for 32 inputs, each with a scale for 256.
-struct ScaleAndMin<const BITS: u32>;
+pub(super) struct ScaleAndMin<const BITS: u32>;
 /// Two scales for 16 inputs each, with a scale for 256; codes around 32.
-struct TwoScales;
+pub(super) struct TwoScales;
 
 impl<const BITS: u32> Scaling for OneScale<BITS> {
     const SUPER_BYTES: usize = 0;
+    const ZERO: i8 = if BITS == 8 { -128 } else { 8 };
+    const PARTS: usize = 1;
     type Scales<S: Simd> = S::Floats;
+    type Products<S: Simd> = S::Ints;
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(scales: *const u8, _: *const u8, column: usize) -> S::Floats {
@@ -696,31 +756,37 @@ impl<const BITS: u32> Scaling for OneScale<BITS> {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const P: usize>(
-        row: Row,
-        codes: &[[S::Bytes; GROUPS]; P],
-        scales: &[S::Floats; P],
-        sums: *mut f32,
-        stride: usize,
-    ) {
+    unsafe fn products<S: Simd, const P: usize>(row: Row, codes: &[[S::Bytes; GROUPS]; P]) -> [S::Ints; P] {
         // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let Row { codes: x, scale, offsets } = row;
+            let offsets = row.offsets;
             let offset = if BITS == 8 { &raw const (*offsets).of_128 } else { &raw const (*offsets).of_8 };
-            let ints = S::dot::<BITS, GROUPS, P>(offset, codes, 0, x);
-            let scale = S::splat(scale);
-            for panel in 0..P {
-                let sum = sums.add(panel * stride);
-                let scaled = S::product(S::to_floats(ints[panel]), scale);
-                S::store(S::add_product(S::floats(sum), scaled, scales[panel]), sum);
-            }
+            S::dot::<BITS, GROUPS, P>(offset, codes, 0, row.codes)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(products: *const i32, _: usize) -> S::Ints {
+        // SAFETY: the caller's.
+        unsafe { S::ints(products) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(row: Row, products: S::Ints, scales: S::Floats, sums: S::Floats) -> S::Floats {
+        // SAFETY: the caller's: a block of a row is there.
+        unsafe {
+            let scaled = S::product(S::to_floats(products), S::splat(row.scale));
+            S::add_product(sums, scaled, scales)
         }
     }
 }
 
 impl<const BITS: u32> Scaling for ScaleAndMin<BITS> {
     const SUPER_BYTES: usize = super_bytes(BlockFormat::Q4K);
+    const ZERO: i8 = 0;
+    const PARTS: usize = 1;
     type Scales<S: Simd> = (S::Floats, S::Floats);
+    type Products<S: Simd> = S::Ints;
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> (S::Floats, S::Floats) {
@@ -735,31 +801,40 @@ impl<const BITS: u32> Scaling for ScaleAndMin<BITS> {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const P: usize>(
+    unsafe fn products<S: Simd, const P: usize>(row: Row, codes: &[[S::Bytes; GROUPS]; P]) -> [S::Ints; P] {
+        // SAFETY: the caller's: a block of a row is there.
+        unsafe { S::dot::<BITS, GROUPS, P>(&raw const (*row.offsets).none, codes, 0, row.codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(products: *const i32, _: usize) -> S::Ints {
+        // SAFETY: the caller's.
+        unsafe { S::ints(products) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(
         row: Row,
-        codes: &[[S::Bytes; GROUPS]; P],
-        scales: &[(S::Floats, S::Floats); P],
-        sums: *mut f32,
-        stride: usize,
-    ) {
+        products: S::Ints,
+        scales: (S::Floats, S::Floats),
+        sums: S::Floats,
+    ) -> S::Floats {
         // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let Row { codes: x, scale, offsets } = row;
-            let ints = S::dot::<BITS, GROUPS, P>(&raw const (*offsets).none, codes, 0, x);
-            let (scale, of_min) = (S::splat(scale), S::splat(&raw const (*offsets).of_min));
-            for panel in 0..P {
-                let (sum, (scales, mins)) = (sums.add(panel * stride), scales[panel]);
-                let scaled = S::product(S::to_floats(ints[panel]), scale);
-                let so_far = S::add_product(S::floats(sum), scaled, scales);
-                S::store(S::add_product(so_far, of_min, mins), sum);
-            }
+            let (scales, mins) = scales;
+            let scaled = S::product(S::to_floats(products), S::splat(row.scale));
+            let so_far = S::add_product(sums, scaled, scales);
+            S::add_product(so_far, S::splat(&raw const (*row.offsets).of_min), mins)
         }
     }
 }
 
 impl Scaling for TwoScales {
     const SUPER_BYTES: usize = super_bytes(BlockFormat::Q6K);
+    const ZERO: i8 = 32;
+    const PARTS: usize = 2;
     type Scales<S: Simd> = (S::Floats, S::Floats);
+    type Products<S: Simd> = (S::Ints, S::Ints);
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> (S::Floats, S::Floats) {
@@ -771,38 +846,49 @@ impl Scaling for TwoScales {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const P: usize>(
+    unsafe fn products<S: Simd, const P: usize>(
         row: Row,
         codes: &[[S::Bytes; GROUPS]; P],
-        scales: &[(S::Floats, S::Floats); P],
-        sums: *mut f32,
-        stride: usize,
-    ) {
+    ) -> [(S::Ints, S::Ints); P] {
         // SAFETY: the caller's: a block of a row is there.
         unsafe {
-            let Row { codes: x, scale, offsets } = row;
-            let offsets = (&raw const (*offsets).of_32).cast::<i32>();
+            let offsets = (&raw const (*row.offsets).of_32).cast::<i32>();
+            let x = row.codes;
             let low = S::dot::<6, { GROUPS / 2 }, P>(offsets, codes, 0, x);
             let high = S::dot::<6, { GROUPS / 2 }, P>(offsets.add(1), codes, GROUPS / 2, x.add(BLOCK / 2));
-            let scale = S::splat(scale);
-            for panel in 0..P {
-                let (sum, (first, second)) = (sums.add(panel * stride), scales[panel]);
-                let scaled = S::product(S::to_floats(low[panel]), first);
-                let scaled = S::add_product(scaled, S::to_floats(high[panel]), second);
-                S::store(S::add_product(S::floats(sum), scaled, scale), sum);
+            let mut both = [(low[0], high[0]); P];
+            for panel in 1..P {
+                both[panel] = (low[panel], high[panel]);
             }
+            both
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(products: *const i32, stride: usize) -> (S::Ints, S::Ints) {
+        // SAFETY: the caller's.
+        unsafe { (S::ints(products), S::ints(products.add(stride))) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(
+        row: Row,
+        products: (S::Ints, S::Ints),
+        scales: (S::Floats, S::Floats),
+        sums: S::Floats,
+    ) -> S::Floats {
+        // SAFETY: the caller's: a block of a row is there.
+        unsafe {
+            let scaled = S::product(S::to_floats(products.0), scales.0);
+            let scaled = S::add_product(scaled, S::to_floats(products.1), scales.1);
+            S::add_product(sums, scaled, S::splat(row.scale))
         }
     }
 }
 
 #[inline(always)]
 fn run<S: Simd>(job: &mut Product<'_>) {
-    let (blocks, rows) = (job.x.blocks(), job.x.rows());
-    assert_eq!(blocks * BLOCK, job.weights.cols(), "panels: inputs");
-    assert!(job.rows.end <= rows, "panels: rows");
-    assert!(job.out.len() >= job.panels.len() * job.rows.len() * PANEL, "panels: results");
-    assert_eq!(job.x.codes.len(), rows * blocks * BLOCK, "panels: activations");
-    assert_eq!((job.x.scales.len(), job.x.offsets.len()), (rows * blocks, rows * blocks));
+    check(job);
     // SAFETY: a panel has all its blocks, as its own constructor ensures; all rows of the activations and all
     // results lie inside their slices, as was just asserted.
     unsafe {
@@ -911,7 +997,11 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
                     };
                     let mut sums = out.add(group * N * count * PANEL + column);
                     for _ in 0..count {
-                        F::add::<S, N>(row, &codes, &scales, sums, count * PANEL);
+                        let products = F::products::<S, N>(row, &codes);
+                        for n in 0..N {
+                            let sums = sums.add(n * count * PANEL);
+                            S::store(F::sum::<S>(row, products[n], scales[n], S::floats(sums)), sums);
+                        }
                         row = Row {
                             codes: row.codes.add(BLOCK),
                             scale: row.scale.add(1),

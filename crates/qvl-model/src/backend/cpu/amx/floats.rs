@@ -1,0 +1,549 @@
+//! Products of activations with bfloat16 weights in tiles.
+//!
+//! The first operand of an instruction is sixteen rows of weights where the checkpoint has them, the second the
+//! activations of up to sixteen rows, rounded to bfloat16 and laid out in pairs of inputs by [`pack`]. Results
+//! have the weights' rows one below the other and are turned round on their way out. A result is summed over
+//! the inputs 32 by 32 in ascending order, however many rows there are.
+
+#![expect(
+    unsafe_code,
+    reason = "tiles are loaded by pointer: the bounds are asserted once for a whole product"
+)]
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{Amx, TILE, TILE_BYTES, transposed};
+
+/// Inputs of a tile.
+const DEPTH: usize = 32;
+
+/// Rows of a pair of tiles: blocks of rows start at multiples of it.
+pub(in crate::backend::cpu) const PAIR: usize = 2 * TILE;
+
+/// Inputs asked for ahead of their use by a few rows of activations, in tiles of each row of weights: what
+/// arrives while one line is waited for, several times over.
+const AHEAD: usize = 8;
+
+/// Rows that the packed form of `rows` rows has.
+fn padded(rows: usize) -> usize {
+    if rows > TILE { rows.next_multiple_of(PAIR) } else { rows }
+}
+
+/// Pairs of values that `rows` rows of `k` inputs take when they are packed.
+pub(in crate::backend::cpu) fn packed_len(rows: usize, k: usize) -> usize {
+    padded(rows) * k.div_ceil(DEPTH) * DEPTH / 2
+}
+
+/// How many rows are packed side by side.
+pub(in crate::backend::cpu) fn pack_rows(rows: usize) -> usize {
+    rows.min(TILE)
+}
+
+/// Packs up to sixteen rows of `k` inputs: `[k / 2][width][2]`, zeros where there is no row or no input.
+///
+/// `width`: [`pack_rows`] of all rows there are. `out`: as many pairs as `width` rows of whole tiles have.
+pub(in crate::backend::cpu) fn pack(_: Amx, x: &[f32], rows: usize, k: usize, width: usize, out: &mut [u32]) {
+    assert!(rows <= width && width <= TILE && x.len() >= rows * k, "pack: rows");
+    assert_eq!(out.len(), width * k.div_ceil(DEPTH) * DEPTH / 2, "pack: room");
+    // SAFETY: a CPU with AMX has AVX-512 BF16, of which the level was made; the lengths were asserted.
+    unsafe { pack_avx512(x, rows, k, width, out) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_avx512(x: &[f32], rows: usize, k: usize, width: usize, out: &mut [u32]) {
+    let pairs = DEPTH / 2;
+    for (step, out) in out.chunks_exact_mut(pairs * width).enumerate() {
+        let start = step * DEPTH;
+        let count = DEPTH.min(k - start);
+        let mut tile = [_mm512_setzero_si512(); TILE];
+        for row in 0..rows {
+            let from = &x[row * k + start..][..count];
+            tile[row] = match from.first_chunk::<DEPTH>() {
+                Some(from) => rounded(from),
+                None => {
+                    let mut rest = [0.0; DEPTH];
+                    rest[..count].copy_from_slice(from);
+                    rounded(&rest)
+                }
+            };
+        }
+        if width == TILE {
+            for (pair, values) in transposed(tile).into_iter().enumerate() {
+                let Some(out) = out[pair * TILE..].first_chunk_mut::<TILE>() else { unreachable!() };
+                // SAFETY: there is room for sixteen pairs.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), values) };
+            }
+            continue;
+        }
+        for row in 0..rows {
+            let mut values = [0u32; TILE];
+            // SAFETY: there is room for sixteen pairs.
+            unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), tile[row]) };
+            for pair in 0..pairs {
+                out[pair * width + row] = values[pair];
+            }
+        }
+    }
+}
+
+/// The nearest bfloat16 of 32 values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(in crate::backend::cpu) fn rounded(values: &[f32; DEPTH]) -> __m512i {
+    // SAFETY: 32 values lie there.
+    let (low, high) =
+        unsafe { (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(DEPTH / 2))) };
+    // SAFETY: both are 512 bits without a meaning of their own.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+/// The products of some rows with some rows of weights.
+pub(in crate::backend::cpu) struct TileProduct<'a> {
+    /// All activations, packed in tiles of [`pack_rows`] rows.
+    pub(in crate::backend::cpu) x: &'a [u32],
+    /// How many rows they are.
+    pub(in crate::backend::cpu) x_rows: usize,
+    /// Which of them, from a multiple of [`PAIR`] on.
+    pub(in crate::backend::cpu) rows: Range<usize>,
+    /// Little-endian bytes of bfloat16, row after row.
+    pub(in crate::backend::cpu) w: &'a [u8],
+    /// How many rows of weights.
+    pub(in crate::backend::cpu) w_rows: usize,
+    /// Inputs.
+    pub(in crate::backend::cpu) k: usize,
+    /// Results: row after row of activations, a value for each row of weights.
+    pub(in crate::backend::cpu) out: &'a mut [f32],
+    /// Values from one row of results to the next.
+    pub(in crate::backend::cpu) out_stride: usize,
+}
+
+/// Results of one step of the loops below, `[weights][activations]`.
+#[repr(C, align(64))]
+struct Results([f32; PAIR * PAIR]);
+
+/// The last inputs of some rows of weights, followed by zeros.
+#[repr(C, align(64))]
+struct Rest([u8; PAIR * TILE_BYTES]);
+
+/// Computes the products.
+pub(in crate::backend::cpu) fn product(amx: Amx, job: &mut TileProduct<'_>) {
+    let (rows, row_bytes) = (job.rows.len(), 2 * job.k);
+    assert!(job.rows.start.is_multiple_of(PAIR) && job.rows.end <= job.x_rows, "tiles: rows");
+    assert_eq!(job.x.len(), packed_len(job.x_rows, job.k), "tiles: activations");
+    assert!(job.w.len() >= job.w_rows * row_bytes, "tiles: weights");
+    if rows == 0 || job.w_rows == 0 {
+        return;
+    }
+    assert!((rows - 1) * job.out_stride + job.w_rows <= job.out.len(), "tiles: results");
+    let width = pack_rows(job.x_rows);
+    let mut rest = Rest([0; PAIR * TILE_BYTES]);
+    let mut first = 0;
+    while first < job.w_rows {
+        // Two tiles of weights, one, or the rows of an incomplete one.
+        let height = match job.w_rows - first {
+            left @ 0..TILE => left,
+            TILE..PAIR => TILE,
+            _ => PAIR,
+        };
+        let tiles = amx.shapes(height.min(TILE), width, TILE_BYTES);
+        let steps = job.k / DEPTH;
+        for row in 0..height {
+            let from = &job.w[(first + row) * row_bytes..][..row_bytes][steps * TILE_BYTES..];
+            rest.0[row * TILE_BYTES..][..from.len()].copy_from_slice(from);
+        }
+        let weights = Operand {
+            at: job.w[first * row_bytes..].as_ptr(),
+            row_bytes,
+            steps,
+            rest: rest.0.as_ptr(),
+            has_rest: job.k % DEPTH > 0,
+        };
+        let mut results = Results([0.0; PAIR * PAIR]);
+        if job.x_rows <= TILE {
+            // SAFETY: `height` rows of weights lie inside the slice, all rows of activations inside theirs, as
+            // was asserted; the results of `height` x `width` have room.
+            unsafe {
+                let out = results.0.as_mut_ptr();
+                if height == PAIR {
+                    few::<2>(&weights, job.x.as_ptr(), width, out);
+                } else {
+                    few::<1>(&weights, job.x.as_ptr(), width, out);
+                }
+            }
+            for row in 0..rows {
+                let out = &mut job.out[row * job.out_stride + first..][..height];
+                for (column, out) in out.iter_mut().enumerate() {
+                    *out = results.0[column * width + row];
+                }
+            }
+        } else {
+            let tile_len = job.k.div_ceil(DEPTH) * DEPTH / 2 * TILE;
+            for pair in (0..rows).step_by(PAIR) {
+                let x = &job.x[(job.rows.start + pair) / TILE * tile_len..][..2 * tile_len];
+                // SAFETY: as above, and both tiles of activations were just sliced.
+                unsafe {
+                    let out = results.0.as_mut_ptr();
+                    if height == PAIR {
+                        many::<2>(&weights, x.as_ptr(), tile_len, out);
+                    } else {
+                        many::<1>(&weights, x.as_ptr(), tile_len, out);
+                    }
+                }
+                let count = PAIR.min(rows - pair);
+                let out = &mut job.out[pair * job.out_stride + first..];
+                // SAFETY: a CPU with AMX has AVX-512; `count` rows of `height` results lie inside the slice.
+                unsafe { give(&results, height, count, out, job.out_stride) };
+            }
+        }
+        drop(tiles);
+        first += height;
+    }
+}
+
+/// Some rows of weights.
+struct Operand {
+    at: *const u8,
+    row_bytes: usize,
+    /// Whole tiles of inputs.
+    steps: usize,
+    /// What is left of them, padded.
+    rest: *const u8,
+    has_rest: bool,
+}
+
+/// `N` tiles of weights with up to sixteen rows of activations, `width` side by side; results
+/// `[16 N][width]`. The weights come from memory once, so what is wanted next is asked for early.
+#[inline]
+unsafe fn few<const N: usize>(w: &Operand, x: *const u32, width: usize, out: *mut f32) {
+    // Behind the end of these rows the next ones are wanted.
+    let near = w.steps.saturating_sub(AHEAD);
+    let ahead = (AHEAD * TILE_BYTES) as isize;
+    let next_rows = (N * TILE * w.row_bytes) as isize + ahead - (w.steps * TILE_BYTES) as isize;
+    let x_bytes = 4 * width;
+    // SAFETY: the caller's: all operands can be read, and results written. Prefetches read nothing. No code
+    // between these blocks uses tiles.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack, nomem));
+        for (start, count, ahead) in [(0, near, ahead), (near, w.steps - near, next_rows)] {
+            if count == 0 {
+                continue;
+            }
+            let at = w.at.add(start * TILE_BYTES);
+            let x = x.cast::<u8>().add(start * TILE * x_bytes);
+            macro_rules! steps {
+                ($($products:literal),* ; $($behind:literal),*) => {
+                    asm!(
+                        "2:",
+                        $($products,)*
+                        "lea {p}, [{w0} + {ahead}]",
+                        "prefetcht1 [{p}]",
+                        "prefetcht1 [{p} + {s}]",
+                        "prefetcht1 [{p} + 2*{s}]",
+                        "prefetcht1 [{p} + {s3}]",
+                        "lea {p}, [{p} + 4*{s}]",
+                        "prefetcht1 [{p}]",
+                        "prefetcht1 [{p} + {s}]",
+                        "prefetcht1 [{p} + 2*{s}]",
+                        "prefetcht1 [{p} + {s3}]",
+                        "lea {p}, [{p} + 4*{s}]",
+                        "prefetcht1 [{p}]",
+                        "prefetcht1 [{p} + {s}]",
+                        "prefetcht1 [{p} + 2*{s}]",
+                        "prefetcht1 [{p} + {s3}]",
+                        "lea {p}, [{p} + 4*{s}]",
+                        "prefetcht1 [{p}]",
+                        "prefetcht1 [{p} + {s}]",
+                        "prefetcht1 [{p} + 2*{s}]",
+                        "prefetcht1 [{p} + {s3}]",
+                        $($behind,)*
+                        "add {w0}, 64",
+                        "add {w1}, 64",
+                        "add {x}, {xstep}",
+                        "dec {count}",
+                        "jnz 2b",
+                        w0 = inout(reg) at => _,
+                        w1 = inout(reg) at.wrapping_add(TILE * w.row_bytes) => _,
+                        x = inout(reg) x => _,
+                        count = inout(reg) count => _,
+                        p = out(reg) _,
+                        s = in(reg) w.row_bytes,
+                        s3 = in(reg) 3 * w.row_bytes,
+                        xs = in(reg) x_bytes,
+                        xstep = in(reg) TILE * x_bytes,
+                        ahead = in(reg) ahead,
+                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                        options(nostack)
+                    )
+                };
+            }
+            if N == 2 {
+                steps!(
+                    "tileloadd tmm4, [{w0} + {s}]",
+                    "tileloadd tmm6, [{x} + {xs}]",
+                    "tileloadd tmm5, [{w1} + {s}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm5, tmm6";
+                    "lea {p}, [{p} + 4*{s}]",
+                    "prefetcht1 [{p}]",
+                    "prefetcht1 [{p} + {s}]",
+                    "prefetcht1 [{p} + 2*{s}]",
+                    "prefetcht1 [{p} + {s3}]",
+                    "lea {p}, [{p} + 4*{s}]",
+                    "prefetcht1 [{p}]",
+                    "prefetcht1 [{p} + {s}]",
+                    "prefetcht1 [{p} + 2*{s}]",
+                    "prefetcht1 [{p} + {s3}]",
+                    "lea {p}, [{p} + 4*{s}]",
+                    "prefetcht1 [{p}]",
+                    "prefetcht1 [{p} + {s}]",
+                    "prefetcht1 [{p} + 2*{s}]",
+                    "prefetcht1 [{p} + {s3}]",
+                    "lea {p}, [{p} + 4*{s}]",
+                    "prefetcht1 [{p}]",
+                    "prefetcht1 [{p} + {s}]",
+                    "prefetcht1 [{p} + 2*{s}]",
+                    "prefetcht1 [{p} + {s3}]"
+                );
+            } else {
+                steps!(
+                    "tileloadd tmm4, [{w0} + {s}]",
+                    "tileloadd tmm6, [{x} + {xs}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6";
+                );
+            }
+        }
+        if w.has_rest {
+            let x = x.cast::<u8>().add(w.steps * TILE * x_bytes);
+            asm!(
+                "tileloadd tmm6, [{x} + {xs}]",
+                "tileloadd tmm4, [{w} + {s}]",
+                "tileloadd tmm5, [{w} + {s} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm5, tmm6",
+                x = in(reg) x, xs = in(reg) x_bytes, w = in(reg) w.rest, s = in(reg) TILE_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                options(nostack, readonly)
+            );
+        }
+        asm!("tilestored [{out} + {s}], tmm0", out = in(reg) out, s = in(reg) x_bytes, options(nostack));
+        if N == 2 {
+            let out = out.add(TILE * width);
+            asm!("tilestored [{out} + {s}], tmm1", out = in(reg) out, s = in(reg) x_bytes, options(nostack));
+        }
+    }
+}
+
+/// `N` tiles of weights with two of activations, the second `tile_len` pairs behind the first; results
+/// `[16 N][32]`.
+#[inline]
+unsafe fn many<const N: usize>(w: &Operand, x: *const u32, tile_len: usize, out: *mut f32) {
+    // SAFETY: the caller's: all operands can be read, and results written. No code between these blocks uses
+    // tiles.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack, nomem)
+        );
+        let mut parts = [(w.at, w.row_bytes, w.steps, x), (w.rest, TILE_BYTES, usize::from(w.has_rest), x)];
+        parts[1].3 = x.add(w.steps * TILE * TILE);
+        for (at, row_bytes, steps, x) in parts {
+            if steps == 0 {
+                continue;
+            }
+            macro_rules! steps {
+                ($($products:literal),*) => {
+                    asm!(
+                        "2:",
+                        $($products,)*
+                        "add {w0}, 64",
+                        "add {w1}, 64",
+                        "add {x0}, 1024",
+                        "add {x1}, 1024",
+                        "dec {count}",
+                        "jnz 2b",
+                        w0 = inout(reg) at => _,
+                        w1 = inout(reg) at.wrapping_add(TILE * row_bytes) => _,
+                        x0 = inout(reg) x => _,
+                        x1 = inout(reg) x.add(tile_len) => _,
+                        count = inout(reg) steps => _,
+                        s = in(reg) row_bytes,
+                        xs = in(reg) TILE_BYTES,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack, readonly)
+                    )
+                };
+            }
+            if N == 2 {
+                steps!(
+                    "tileloadd tmm4, [{w0} + {s}]",
+                    "tileloadd tmm6, [{x0} + {xs}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{x1} + {xs}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{w1} + {s}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7"
+                );
+            } else {
+                steps!(
+                    "tileloadd tmm4, [{w0} + {s}]",
+                    "tileloadd tmm6, [{x0} + {xs}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{x1} + {xs}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7"
+                );
+            }
+        }
+        asm!(
+            "tilestored [{out} + {s}], tmm0",
+            "tilestored [{out} + {s} + 64], tmm1",
+            out = in(reg) out, s = in(reg) 4 * PAIR,
+            options(nostack)
+        );
+        if N == 2 {
+            asm!(
+                "tilestored [{out} + {s}], tmm2",
+                "tilestored [{out} + {s} + 64], tmm3",
+                out = in(reg) out.add(TILE * PAIR), s = in(reg) 4 * PAIR,
+                options(nostack)
+            );
+        }
+    }
+}
+
+/// Puts `[height][count]` results, in rows of 32, where they belong: `[count][height]` in rows of `stride`.
+#[target_feature(enable = "avx512f")]
+unsafe fn give(results: &Results, height: usize, count: usize, out: &mut [f32], stride: usize) {
+    for column in (0..height).step_by(TILE) {
+        let present = (height - column).min(TILE);
+        let mask = ((1u32 << present) - 1) as u16;
+        for row in (0..count).step_by(TILE) {
+            let mut tile = [_mm512_setzero_si512(); TILE];
+            for (index, values) in tile.iter_mut().enumerate().take(present) {
+                let from = &results.0[(column + index) * PAIR + row..][..TILE];
+                // SAFETY: sixteen values lie there.
+                *values = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+            }
+            let rows = transposed(tile);
+            for (index, values) in rows.iter().enumerate().take(count - row) {
+                let out = &mut out[(row + index) * stride + column..][..present];
+                // SAFETY: there is room for the values of the mask.
+                unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().cast(), mask, *values) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::super::super::Isa;
+    use super::super::super::panels::tests::noise;
+    use super::*;
+
+    fn amx() -> Option<Amx> {
+        let amx = Isa::available().into_iter().find_map(Amx::of);
+        if amx.is_none() {
+            println!("skipped: no AMX");
+        }
+        amx
+    }
+
+    fn packed(amx: Amx, x: &[f32], rows: usize, k: usize) -> Vec<u32> {
+        let mut out = vec![0xffff_ffff; packed_len(rows, k)];
+        let width = pack_rows(rows);
+        let tile = width * k.div_ceil(DEPTH) * DEPTH / 2;
+        for (index, out) in out.chunks_exact_mut(tile).enumerate() {
+            let first = (index * TILE).min(rows);
+            pack(amx, &x[first * k..], (rows - first).min(width), k, width, out);
+        }
+        out
+    }
+
+    /// Results in rows of `outputs + 3`, with guards behind each row.
+    fn products(amx: Amx, x: &[f32], rows: usize, w: &[u8], outputs: usize, k: usize) -> Vec<f32> {
+        let x = packed(amx, x, rows, k);
+        let out_stride = outputs + 3;
+        let mut out = vec![7.25; rows * out_stride];
+        // In two blocks where there are enough rows for it.
+        let cut = if rows > PAIR { PAIR } else { rows };
+        for rows_of_block in [0..cut, cut..rows].into_iter().filter(|block| !block.is_empty()) {
+            let first = rows_of_block.start;
+            let out = &mut out[first * out_stride..];
+            let job = TileProduct {
+                x: &x,
+                x_rows: rows,
+                rows: rows_of_block,
+                w,
+                w_rows: outputs,
+                k,
+                out,
+                out_stride,
+            };
+            product(amx, &mut { job });
+        }
+        for row in out.chunks_exact(out_stride) {
+            assert!(row[outputs..].iter().all(|&v| v == 7.25), "wrote outside its columns");
+        }
+        out
+    }
+
+    fn stored(w: &[f32]) -> Vec<u8> {
+        w.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+    }
+
+    /// Edges of tiles, pairs of them, and what is asked for ahead.
+    const INPUTS: [usize; 9] = [1, 2, 31, 32, 33, 64, 96, 300, 544];
+    const OUTPUTS: [usize; 7] = [1, 5, 16, 17, 32, 47, 64];
+    const ROWS: [usize; 8] = [1, 2, 3, 15, 16, 17, 33, 70];
+
+    #[test]
+    fn products_equal_the_sum_in_f64() {
+        let Some(amx) = amx() else { return };
+        for k in INPUTS {
+            for outputs in OUTPUTS {
+                for rows in ROWS {
+                    let (x, w) = (noise(rows * k, 1), noise(outputs * k, 2));
+                    let stored = stored(&w);
+                    let got = products(amx, &x, rows, &stored, outputs, k);
+                    let round = |v: f32| f64::from(bf16::from_f32(v).to_f32());
+                    for m in 0..rows {
+                        for n in 0..outputs {
+                            let expected: f64 =
+                                (0..k).map(|i| round(x[m * k + i]) * round(w[n * k + i])).sum();
+                            let got = f64::from(got[m * (outputs + 3) + n]);
+                            assert!((got - expected).abs() < 1e-4, "{k} [{m}, {n}]: {got}, {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others() {
+        let Some(amx) = amx() else { return };
+        for k in INPUTS {
+            for outputs in OUTPUTS {
+                let rows = 70;
+                let (x, w) = (noise(rows * k, 3), stored(&noise(outputs * k, 4)));
+                let together = products(amx, &x, rows, &w, outputs, k);
+                for count in [1, 2, 5, 16, 31] {
+                    for first in [0, 7, 39] {
+                        let some = products(amx, &x[first * k..][..count * k], count, &w, outputs, k);
+                        assert_eq!(
+                            some,
+                            together[first * (outputs + 3)..][..some.len()],
+                            "{k}, {count} rows"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
