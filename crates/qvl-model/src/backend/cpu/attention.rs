@@ -270,7 +270,8 @@ fn attend(
         }
     }
     let keys = visible(rows.len() - 1);
-    for (index, page) in head.pages[..keys.div_ceil(PAGE)].iter().enumerate() {
+    let pages = &head.pages[..keys.div_ceil(PAGE)];
+    for (index, page) in pages.iter().enumerate() {
         let page: &[f32] = match format {
             KvFormat::F32 => page,
             KvFormat::Bf16 => {
@@ -296,6 +297,7 @@ fn attend(
             scores: &mut scores[skipped * PAGE..],
             states: &mut states[skipped..],
             mixed: &mut mixed[skipped * width..],
+            next: pages.get(index + 1).map_or(&[], |next| next),
         };
         kernels::attend_page(isa, &mut tile);
     }

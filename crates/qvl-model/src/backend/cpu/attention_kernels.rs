@@ -57,12 +57,14 @@ pub(super) struct Tile<'a> {
     pub(super) states: &'a mut [State],
     /// `[query][width]`
     pub(super) mixed: &'a mut [f32],
+    /// What is read after this page.
+    pub(super) next: &'a [f32],
 }
 
 dispatched!(
     /// Takes the page into the queries' running softmax.
     fn attend_page(tile: &mut Tile<'_>)
-        = page_body::<Portable, 2, 1>, page_body::<Avx2, 6, 1>, page_body::<Avx512, 6, 4>
+        = page_body::<Portable, 2, 1, 1>, page_body::<Avx2, 6, 1, 4>, page_body::<Avx512, 6, 4, 4>
 );
 dispatched!(
     /// bfloat16 to f32.
@@ -78,41 +80,71 @@ fn unpack_body(from: &[u16], to: &mut [f32]) {
     }
 }
 
-/// `MR` queries by `NV` vectors at a time: that many sums fill the registers.
+/// `MR` queries by `NV` vectors at a time: that many sums fill the registers. Queries that are left go one by
+/// one with `ONE` vectors. The page is taken in three phases, each for all queries, so that either its keys
+/// or its values lie in the first-level cache, never both.
 #[inline(always)]
-fn page_body<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<'_>) {
+fn page_body<V: Lanes, const MR: usize, const NV: usize, const ONE: usize>(tile: &mut Tile<'_>) {
     let count = tile.states.len();
     assert!(tile.queries.len() >= count * tile.head_dim && tile.scores.len() >= count * PAGE);
     assert!(tile.mixed.len() >= count * tile.width && tile.width.is_multiple_of(LANES));
     assert_eq!((tile.keys.len(), tile.values.len()), (PAGE * tile.head_dim, PAGE * tile.width));
     assert!(tile.states.iter().all(|state| (1..=PAGE).contains(&state.visible)));
-    let mut m = 0;
-    while m < count {
-        let rows = if m + MR <= count { MR } else { 1 };
-        // SAFETY: the asserted lengths hold all queries from `m` to `m + rows`, all their scores and mixtures,
-        // and the page's keys and values.
-        unsafe {
-            if rows == MR {
-                scores_of::<V, MR, NV>(tile, m);
-            } else {
-                scores_of::<V, 1, NV>(tile, m);
-            }
-            for row in m..m + rows {
-                softmax::<V>(&mut tile.scores[row * PAGE..][..PAGE], &mut tile.states[row]);
-            }
-            if rows == MR {
-                mix::<V, MR, NV>(tile, m);
-            } else {
-                mix::<V, 1, NV>(tile, m);
-            }
+    let whole = count - count % MR;
+    // What comes next is asked for evenly, a little at each step of the whole tiles.
+    let steps = PANELS / NV * tile.head_dim;
+    let stride = tile.next.len().div_ceil((count / MR * steps).max(1));
+    let next = if tile.next.is_empty() { tile.keys } else { tile.next }.as_ptr();
+    // SAFETY: the asserted lengths hold all queries from `m` to `m + MR`, or only `m`, all their scores and
+    // mixtures, and the page's keys and values.
+    unsafe {
+        for m in (0..whole).step_by(MR) {
+            scores_of::<V, MR, NV>(tile, m, next.wrapping_add(m / MR * steps * stride), stride);
         }
-        m += rows;
+        for m in whole..count {
+            scores_of::<V, 1, ONE>(tile, m, next, 0);
+        }
+    }
+    let (scores, _) = tile.scores.as_chunks_mut::<PAGE>();
+    for m in 0..count {
+        maximum::<V>(&mut scores[m], &mut tile.states[m]);
+    }
+    for m in 0..count {
+        weights::<V>(&mut scores[m], &mut tile.states[m]);
+    }
+    // SAFETY: as above.
+    unsafe {
+        for m in (0..whole).step_by(MR) {
+            mix::<V, MR, NV>(tile, m);
+        }
+        for m in whole..count {
+            mix::<V, 1, ONE>(tile, m);
+        }
     }
 }
 
-/// A score is summed over the head's dimensions in ascending order.
+/// Asks for a value that is wanted soon, into the second-level cache. It need not exist.
 #[inline(always)]
-unsafe fn scores_of<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<'_>, m: usize) {
+fn ask_for(value: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(value.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
+/// A score is summed over the head's dimensions in ascending order. What comes later is asked for meanwhile:
+/// `stride` values from `next` on at each step.
+#[inline(always)]
+unsafe fn scores_of<V: Lanes, const MR: usize, const NV: usize>(
+    tile: &mut Tile<'_>,
+    m: usize,
+    mut next: *const f32,
+    stride: usize,
+) {
     let head_dim = tile.head_dim;
     // SAFETY: the caller's: queries, keys and scores are as long as `page_body` asserted.
     unsafe {
@@ -122,7 +154,18 @@ unsafe fn scores_of<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<
         while panel < PANELS {
             let keys = tile.keys.as_ptr().add(panel * head_dim * LANES);
             let mut acc = [[V::zero(); NV]; MR];
+            // Between short loops all at once, in long ones a line at each step.
+            if NV < PANELS {
+                for at in (0..stride * head_dim).step_by(LANES) {
+                    ask_for(next.wrapping_add(at));
+                }
+                next = next.wrapping_add(stride * head_dim);
+            }
             for d in 0..head_dim {
+                if NV == PANELS && MR > 1 {
+                    ask_for(next);
+                    next = next.wrapping_add(stride);
+                }
                 let mut key = [V::zero(); NV];
                 for v in 0..NV {
                     key[v] = V::load(&*keys.add((v * head_dim + d) * LANES).cast());
@@ -145,38 +188,41 @@ unsafe fn scores_of<V: Lanes, const MR: usize, const NV: usize>(tile: &mut Tile<
     }
 }
 
-/// Scores to weights: `exp(score - max)` of the visible ones, 0 of the others.
+/// The largest score of those seen so far, and what it changes. Scores that are not visible become the
+/// smallest.
 #[inline(always)]
-fn softmax<V: Lanes>(scores: &mut [f32], state: &mut State) {
-    let Some(scores) = scores.first_chunk_mut::<PAGE>() else {
-        unreachable!("a row of scores is a page wide")
-    };
+fn maximum<V: Lanes>(scores: &mut [f32; PAGE], state: &mut State) {
     if state.visible < PAGE {
         for key in state.visible..PAGE {
             scores[key] = f32::NEG_INFINITY;
         }
     }
-    let (panels, _) = scores.as_chunks_mut::<LANES>();
-    let mut lanes = [V::zero(); PANELS];
-    for panel in 0..PANELS {
-        lanes[panel] = V::load(&panels[panel]);
-    }
-    let mut maxima = lanes[0];
+    let (panels, _) = scores.as_chunks::<LANES>();
+    let mut maxima = V::load(&panels[0]);
     for panel in 1..PANELS {
-        maxima = lanes[panel].max(maxima);
+        maxima = V::load(&panels[panel]).max(maxima);
     }
     let largest = maxima.largest();
-    let max = if largest > state.max { largest } else { state.max };
+    state.correction = 1.0;
+    // After the first pages a larger maximum is rare.
+    if largest > state.max {
+        state.correction = V::splat(state.max - largest).exp().values()[0];
+        state.max = largest;
+    }
+}
+
+/// Scores to weights: `exp(score - max)` of the visible ones, 0 of the others.
+#[inline(always)]
+fn weights<V: Lanes>(scores: &mut [f32; PAGE], state: &mut State) {
+    let max = V::splat(state.max);
+    let (panels, _) = scores.as_chunks_mut::<LANES>();
     let mut sums = V::zero();
     for panel in 0..PANELS {
-        let weights = lanes[panel].sub(V::splat(max)).exp();
+        let weights = V::load(&panels[panel]).sub(max).exp();
         panels[panel] = weights.values();
         sums = sums.add(weights);
     }
-    let correction = V::splat(state.max - max).exp();
-    state.sums = sums.add_product(V::load(&state.sums), correction).values();
-    state.correction = correction.values()[0];
-    state.max = max;
+    state.sums = sums.add_product(V::load(&state.sums), V::splat(state.correction)).values();
 }
 
 /// The mixture so far, corrected, and the values of the page, summed over the keys in ascending order.
