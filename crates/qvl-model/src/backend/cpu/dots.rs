@@ -7,14 +7,17 @@
 //! at once, whether a row is multiplied whole or chunk by chunk, and whether it was packed before.
 //!
 //! A few rows of activations are multiplied where everything lies: each weight comes from memory once. Many
-//! rows are packed first ([`pack`]), activations and weights alike: a register tile then reads one stream on
-//! either side instead of ten that lie pages apart, which caches shared with another thread of the core
-//! cannot hold.
+//! rows are packed first ([`pack`]), activations and weights alike, and the vector lanes run along the
+//! outputs. The sums are the same: what is lane `l` above is a pass over the inputs `k ≡ l (mod lanes)` here,
+//! and the passes are added in the same tree. But no lanes have to be added in the end, and a register tile
+//! reads one short stream on either side, even if another thread of the core takes half of the caches.
 
 #![expect(
     unsafe_code,
     reason = "vector loads by pointer: the bounds are asserted once for a whole block of rows"
 )]
+
+use std::ops::Range;
 
 use super::isa::{Isa, Level, dispatched};
 
@@ -22,8 +25,11 @@ use super::isa::{Isa, Level, dispatched};
 /// operands take 20 KiB, within a first-level cache of 32 KiB. Longer rows are cut at multiples of it.
 pub(super) const CHUNK: usize = 512;
 
-/// Rows of weights in a register tile.
+/// Rows of weights in a register tile whose lanes run along the inputs.
 const TILE_ROWS: usize = 4;
+
+/// Vectors of outputs in a register tile whose lanes run along them.
+const TILE_VECTORS: usize = 2;
 
 /// Up to so many rows, weights are converted in registers each time instead of once into the cache.
 const FEW_ROWS: usize = 12;
@@ -100,8 +106,10 @@ pub(super) enum Side {
     Weights,
 }
 
-/// Some inputs of some rows on their way into the order in which register tiles read them:
-/// `[tile][vector of inputs][row of the tile][lane]`, zeros where there is no row or no input.
+/// Some inputs of some rows on their way into the order in which register tiles read them, zeros where there
+/// is no row or no input: `[tile][chunk][pass][k / lanes][row of the tile]`, all of one chunk with weights. A
+/// tile reads one stream on either side. Each pass ends with some room ([`room_behind`]), or passes would lie
+/// whole pages apart and displace each other from the cache.
 pub(super) struct Pack<'a> {
     /// The rows, from the first wanted input on.
     pub(super) from: Weights<'a>,
@@ -117,41 +125,55 @@ pub(super) struct Pack<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-/// Whether so many rows of activations had better be packed. Without intrinsics they had not: rows of a tile that
-/// lie side by side tempt the compiler to put lanes across them, and shuffles cost more than is saved.
+/// Whether so many rows of activations had better be packed. Without intrinsics they had not: rows of a tile
+/// that lie side by side tempt the compiler to put lanes across them, and shuffles cost more than is saved.
 pub(super) fn packing_pays(isa: Isa, rows: usize) -> bool {
     rows > FEW_ROWS && isa.level() != Level::Portable
 }
 
 /// Values that `rows` rows of `k` inputs take when they are packed.
 pub(super) fn packed_len(isa: Isa, side: Side, rows: usize, k: usize) -> usize {
-    let Tile { activations, lanes } = Tile::of(isa);
-    let height = if side == Side::Weights { TILE_ROWS } else { activations };
-    rows.next_multiple_of(height) * k.next_multiple_of(lanes)
-}
-
-/// The register tile of a level.
-struct Tile {
-    /// Rows of activations.
-    activations: usize,
-    /// Inputs in a vector.
-    lanes: usize,
-}
-
-impl Tile {
-    fn of(isa: Isa) -> Self {
-        fn of<V: Vector>() -> Tile {
-            const { assert!(WHOLE_TILES.is_multiple_of(V::ROWS) && CHUNK.is_multiple_of(V::LANES)) };
-            Tile { activations: V::ROWS, lanes: V::LANES }
-        }
-        match isa.level() {
-            Level::Portable => of::<Portable>(),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => of::<Avx2>(),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => of::<Avx512>(),
-        }
+    match isa.level() {
+        Level::Portable => len::<Portable>(side, rows, k),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => len::<Avx2>(side, rows, k),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => len::<Avx512>(side, rows, k),
     }
+}
+
+/// [`packed_len`] of one level.
+#[inline(always)]
+fn len<V: Vector>(side: Side, rows: usize, k: usize) -> usize {
+    const { assert!(WHOLE_TILES.is_multiple_of(V::PACKED_ROWS) && CHUNK.is_multiple_of(V::LANES)) };
+    let height = height::<V>(side);
+    let room = k.div_ceil(CHUNK) * V::LANES * room_behind::<V>(side);
+    rows.div_ceil(height) * (k.next_multiple_of(V::LANES) * height + room)
+}
+
+/// Rows of a tile whose lanes run along the outputs.
+#[inline(always)]
+fn height<V: Vector>(side: Side) -> usize {
+    match side {
+        Side::Activations => V::PACKED_ROWS,
+        Side::Weights => TILE_VECTORS * V::LANES,
+    }
+}
+
+/// Values behind those of a pass: a vector of inputs of the whole tile. Activations are packed a vector at a
+/// time even where a tile has fewer rows, and the last one reaches into it.
+#[inline(always)]
+fn room_behind<V: Vector>(side: Side) -> usize {
+    match side {
+        Side::Activations => V::LANES,
+        Side::Weights => TILE_VECTORS * V::LANES,
+    }
+}
+
+/// Values from one pass over a chunk of `k` inputs to the next.
+#[inline(always)]
+fn pass_len<V: Vector>(side: Side, k: usize) -> usize {
+    k.div_ceil(V::LANES) * height::<V>(side) + room_behind::<V>(side)
 }
 
 /// The same as [`Dots`] for packed rows and one chunk of their inputs.
@@ -183,7 +205,7 @@ dispatched!(
 dispatched!(
     /// Computes the products of a chunk, and adds them to those of the chunks before if it is not the first.
     fn packed_dots(job: &mut PackedDots<'_>)
-        = run_packed::<Portable, 2>, run_packed::<Avx2, 3>, run_packed::<Avx512, 6>
+        = run_packed::<Portable, 2, 1>, run_packed::<Avx2, 6, 3>, run_packed::<Avx512, 12, 6>
 );
 dispatched!(
     /// `w_rows` rows of `k` values as f32, one after the other.
@@ -191,6 +213,14 @@ dispatched!(
         = unpack_rows::<Portable>, unpack_rows::<Avx2>, unpack_rows::<Avx512>
 );
 
+/// Values of a cache line.
+const LINE: usize = 16;
+
+/// How many values ahead of their use a pass asks for its weights, which come from the second-level cache.
+const AHEAD: usize = 256;
+
+/// Most lanes of a [`Vector`].
+const LANES_MAX: usize = 16;
 /// Some lanes of f32.
 ///
 /// Invariant: implementations with intrinsics are only used by bodies that `dispatched!` compiles for their
@@ -199,13 +229,22 @@ trait Vector: Copy {
     const LANES: usize;
     /// Rows of activations in a register tile: with 4 rows of weights it fills the registers.
     const ROWS: usize;
+    /// Rows of activations in a register tile whose lanes run along the outputs.
+    const PACKED_ROWS: usize;
+    /// The lanes in the order in which [`sums`](Self::sums) takes them: two that follow each other are added,
+    /// then two such sums, and so on.
+    const ORDER: [usize; LANES_MAX];
     unsafe fn zero() -> Self;
+    unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_bf16(from: *const u8) -> Self;
     unsafe fn load_f16(from: *const u8) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// `self + a * b`: rounded once where there are fused instructions, twice in the portable code.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    /// Stores lane `l` of the first [`LANES`](Self::LANES) rows at `to[l]`, for each lane.
+    unsafe fn store_lanes(rows: &[Self; LANES_MAX], to: &[*mut f32; LANES_MAX]);
     /// The sum of the lanes of each, in one fixed tree.
     unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS];
 }
@@ -216,10 +255,17 @@ struct Portable([f32; 8]);
 impl Vector for Portable {
     const LANES: usize = 8;
     const ROWS: usize = 2;
+    const PACKED_ROWS: usize = 2;
+    const ORDER: [usize; LANES_MAX] = [0, 4, 2, 6, 1, 5, 3, 7, 0, 0, 0, 0, 0, 0, 0, 0];
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self([0.0; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
     }
 
     #[inline(always)]
@@ -266,6 +312,25 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        let mut sum = self.0;
+        for lane in 0..8 {
+            sum[lane] += other.0[lane];
+        }
+        Self(sum)
+    }
+
+    #[inline(always)]
+    unsafe fn store_lanes(rows: &[Self; LANES_MAX], to: &[*mut f32; LANES_MAX]) {
+        for lane in 0..8 {
+            for row in 0..8 {
+                // SAFETY: 8 values can be written for each lane, by the caller's word.
+                unsafe { *to[lane].add(row) = rows[row].0[lane] };
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS] {
         let mut sums = [0.0; TILE_ROWS];
         for n in 0..TILE_ROWS {
@@ -281,7 +346,7 @@ impl Vector for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{TILE_ROWS, Vector};
+    use super::{LANES_MAX, TILE_ROWS, Vector};
 
     #[derive(Clone, Copy)]
     pub(super) struct Avx2(__m256);
@@ -289,11 +354,19 @@ mod x86 {
     impl Vector for Avx2 {
         const LANES: usize = 8;
         const ROWS: usize = 3;
+        const PACKED_ROWS: usize = 6;
+        const ORDER: [usize; LANES_MAX] = [0, 2, 1, 3, 4, 6, 5, 7, 0, 0, 0, 0, 0, 0, 0, 0];
 
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: AVX2, by the invariant of `Vector`; so in all methods here.
             Self(unsafe { _mm256_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: AVX2, by the invariant of `Vector`.
+            Self(unsafe { _mm256_set1_ps(value) })
         }
 
         #[inline(always)]
@@ -330,6 +403,36 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: AVX2, by the invariant of `Vector`.
+            Self(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn store_lanes(rows: &[Self; LANES_MAX], to: &[*mut f32; LANES_MAX]) {
+            // SAFETY: AVX2, by the invariant of `Vector`; 8 values can be written for each lane, by the
+            // caller's word.
+            unsafe {
+                // Four rows each: lanes `l` and `l + 4` of all four in vector `l`.
+                let mut fours = [[_mm256_setzero_ps(); 4]; 2];
+                for half in 0..2 {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|row| rows[4 * half + row].0);
+                    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                    fours[half][0] = _mm256_shuffle_ps::<0x44>(ab, cd);
+                    fours[half][1] = _mm256_shuffle_ps::<0xee>(ab, cd);
+                    let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                    fours[half][2] = _mm256_shuffle_ps::<0x44>(ab, cd);
+                    fours[half][3] = _mm256_shuffle_ps::<0xee>(ab, cd);
+                }
+                for lane in 0..4 {
+                    let (low, high) = (fours[0][lane], fours[1][lane]);
+                    _mm256_storeu_ps(to[lane], _mm256_permute2f128_ps::<0x20>(low, high));
+                    _mm256_storeu_ps(to[lane + 4], _mm256_permute2f128_ps::<0x31>(low, high));
+                }
+            }
+        }
+
+        #[inline(always)]
         unsafe fn sums(four: [Self; TILE_ROWS]) -> [f32; TILE_ROWS] {
             let [a, b, c, d] = four;
             // SAFETY: AVX2, by the invariant of `Vector`; four values are stored in an array of four.
@@ -353,11 +456,19 @@ mod x86 {
     impl Vector for Avx512 {
         const LANES: usize = 16;
         const ROWS: usize = 6;
+        const PACKED_ROWS: usize = 12;
+        const ORDER: [usize; LANES_MAX] = [0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15];
 
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: AVX-512F, by the invariant of `Vector`; so in all methods here.
             Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: AVX-512F, by the invariant of `Vector`.
+            Self(unsafe { _mm512_set1_ps(value) })
         }
 
         #[inline(always)]
@@ -391,6 +502,42 @@ mod x86 {
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: AVX-512F, by the invariant of `Vector`.
             Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: AVX-512F, by the invariant of `Vector`.
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn store_lanes(rows: &[Self; LANES_MAX], to: &[*mut f32; LANES_MAX]) {
+            // SAFETY: AVX-512F, by the invariant of `Vector`; 16 values can be written for each lane, by the
+            // caller's word.
+            unsafe {
+                // Four rows each: lanes `l`, `l + 4`, `l + 8` and `l + 12` of all four in vector `l`.
+                let mut fours = [[_mm512_setzero_ps(); 4]; 4];
+                for quarter in 0..4 {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|row| rows[4 * quarter + row].0);
+                    let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                    fours[quarter][0] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                    fours[quarter][1] = _mm512_shuffle_ps::<0xee>(ab, cd);
+                    let (ab, cd) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                    fours[quarter][2] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                    fours[quarter][3] = _mm512_shuffle_ps::<0xee>(ab, cd);
+                }
+                for lane in 0..4 {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|quarter| fours[quarter][lane]);
+                    // Of lanes `l` and `l + 4`, then of the other two: a quarter each of `a` and `b`, or `c`
+                    // and `d`.
+                    let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                    _mm512_storeu_ps(to[lane], _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                    _mm512_storeu_ps(to[lane + 4], _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                    let (ab, cd) = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+                    _mm512_storeu_ps(to[lane + 8], _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                    _mm512_storeu_ps(to[lane + 12], _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                }
+            }
         }
 
         #[inline(always)]
@@ -529,8 +676,8 @@ unsafe fn rows<V: Vector, E: Element>(job: &mut Dots<'_>, w: *const u8, m: usize
 }
 
 /// `MR` rows of activations with up to `4 Q` rows of weights; where there are fewer, the last one stands in
-/// for the absent ones and their results are not kept. The caller has asserted what [`run`] asserts, `w` points
-/// at the weights, and rows `m..m + MR` of the activations and row `n` of the weights exist.
+/// for the absent ones and their results are not kept. The caller has asserted what [`run`] asserts, `w`
+/// points at the weights, and rows `m..m + MR` of the activations and row `n` of the weights exist.
 #[inline(always)]
 unsafe fn tile<V: Vector, E: Element, const MR: usize, const Q: usize>(
     job: &mut Dots<'_>,
@@ -628,116 +775,243 @@ unsafe fn give(mut sums: [f32; TILE_ROWS], out: *mut f32, count: usize, add: boo
     }
 }
 
-/// `MR` is `V::ROWS`.
+/// `MR` is `V::PACKED_ROWS`, `HALF` half of it.
 #[inline(always)]
-fn run_packed<V: Vector, const MR: usize>(job: &mut PackedDots<'_>) {
-    const { assert!(MR == V::ROWS) };
-    let (x_cols, k) = (job.x_cols.next_multiple_of(V::LANES), job.k.next_multiple_of(V::LANES));
+fn run_packed<V: Vector, const MR: usize, const HALF: usize>(job: &mut PackedDots<'_>) {
+    const { assert!(MR == V::PACKED_ROWS && MR == 2 * HALF) };
     assert!(job.start.is_multiple_of(CHUNK) && job.k <= CHUNK, "dots: one chunk");
-    assert!(job.start + job.k <= job.x_cols, "dots: inputs");
-    assert!(job.x_rows.next_multiple_of(MR) * x_cols <= job.x.len(), "dots: activations");
-    assert!(job.w_rows.next_multiple_of(TILE_ROWS) * k <= job.w.len(), "dots: weights");
+    assert!(job.start + job.k == job.x_cols.min(job.start + CHUNK), "dots: a whole chunk");
+    assert!(len::<V>(Side::Activations, job.x_rows, job.x_cols) <= job.x.len(), "dots: activations");
+    assert!(len::<V>(Side::Weights, job.w_rows, job.k) <= job.w.len(), "dots: weights");
     if job.x_rows == 0 || job.w_rows == 0 {
         return;
     }
     assert!((job.x_rows - 1) * job.out_stride + job.w_rows <= job.out.len(), "dots: results");
-    let add = job.start > 0;
-    // A tile of activations stays in the first-level cache while all weights of the chunk go by.
+    let x_tile = len::<V>(Side::Activations, MR, job.x_cols);
+    let chunk = len::<V>(Side::Activations, MR, job.start);
+    let (width, w_tile) = (TILE_VECTORS * V::LANES, V::LANES * pass_len::<V>(Side::Weights, job.k));
+    // A tile of activations stays near while all weights of the chunk go by.
     for m in (0..job.x_rows).step_by(MR) {
-        for n in (0..job.w_rows).step_by(TILE_ROWS) {
-            // SAFETY: packed rows are whole tiles, of which `vectors` vectors are read; results have a
-            // place for each row that exists. All as was just asserted.
+        for n in (0..job.w_rows).step_by(width) {
+            // SAFETY: packed rows are whole tiles, of which this chunk is read; results have a place for each
+            // row that exists. All as was just asserted.
             unsafe {
-                let x = job.x.as_ptr().add(m * x_cols + MR * job.start);
-                let sums = packed_tile::<V, MR>(x, job.w.as_ptr().add(n * k), k / V::LANES);
-                for i in 0..(job.x_rows - m).min(MR) {
-                    let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
-                    give(sums[i], out, (job.w_rows - n).min(TILE_ROWS), add);
+                let x = job.x.as_ptr().add(m / MR * x_tile + chunk);
+                let w = job.w.as_ptr().add(n / width * w_tile);
+                if job.x_rows - m > HALF {
+                    packed_tile::<V, MR, MR>(job, x, w, m, n);
+                } else {
+                    packed_tile::<V, MR, HALF>(job, x, w, m, n);
                 }
             }
         }
     }
 }
 
-/// The products of a packed tile of activations at `x` with one of weights at `w`, each of `vectors` vectors a row.
+/// The first `R` rows of a packed tile of activations at `x`, which are rows from `m` on, with one of weights
+/// at `w`, which are outputs from `n` on. The caller has asserted what [`run_packed`] asserts.
 #[inline(always)]
-unsafe fn packed_tile<V: Vector, const MR: usize>(
+unsafe fn packed_tile<V: Vector, const MR: usize, const R: usize>(
+    job: &mut PackedDots<'_>,
     x: *const f32,
     w: *const f32,
-    vectors: usize,
-) -> [[f32; TILE_ROWS]; MR] {
+    m: usize,
+    n: usize,
+) {
+    let width = TILE_VECTORS * V::LANES;
     // SAFETY: the caller's: both tiles can be read whole.
+    let sums = unsafe {
+        let first = eight::<V, MR, R>(x, w, job.k, 0);
+        if V::LANES == 16 { add(&first, &eight::<V, MR, R>(x, w, job.k, 8)) } else { first }
+    };
+    // The sums of the chunks before are there already.
+    let (rows, count, more) = ((job.x_rows - m).min(R), (job.w_rows - n).min(width), job.start > 0);
+    // SAFETY: `count` results of each row have a place, by the caller's word.
     unsafe {
-        let mut acc = [[V::zero(); TILE_ROWS]; MR];
-        for vector in 0..vectors {
-            let (x, w) = (x.add(vector * MR * V::LANES), w.add(vector * TILE_ROWS * V::LANES));
-            let mut xs = [V::zero(); MR];
-            for i in 0..MR {
-                xs[i] = V::load(x.add(i * V::LANES));
+        for i in 0..rows {
+            let out = job.out.as_mut_ptr().add((m + i) * job.out_stride + n);
+            if count == width {
+                for v in 0..TILE_VECTORS {
+                    let out = out.add(v * V::LANES);
+                    let sum = if more { V::load(out).add(sums[i][v]) } else { sums[i][v] };
+                    sum.store(out);
+                }
+                continue;
             }
-            for j in 0..TILE_ROWS {
-                let value = V::load(w.add(j * V::LANES));
-                for i in 0..MR {
-                    acc[i][j] = acc[i][j].add_product(xs[i], value);
+            let mut row = [0.0f32; TILE_VECTORS * LANES_MAX];
+            for v in 0..TILE_VECTORS {
+                sums[i][v].store(row.as_mut_ptr().add(v * V::LANES));
+            }
+            for j in 0..count {
+                *out.add(j) = if more { *out.add(j) + row[j] } else { row[j] };
+            }
+        }
+    }
+}
+
+/// Sums of a packed tile.
+type Sums<V, const R: usize> = [[V; TILE_VECTORS]; R];
+
+// The tree of passes is written out: if what a pass is added to hung on a branch, the processor would guess
+// it wrong after each pass, which costs a tenth of it.
+
+#[inline(always)]
+unsafe fn eight<V: Vector, const MR: usize, const R: usize>(
+    x: *const f32,
+    w: *const f32,
+    k: usize,
+    first: usize,
+) -> Sums<V, R> {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = four::<V, MR, R>(x, w, k, first);
+        add(&low, &four::<V, MR, R>(x, w, k, first + 4))
+    }
+}
+
+#[inline(always)]
+unsafe fn four<V: Vector, const MR: usize, const R: usize>(
+    x: *const f32,
+    w: *const f32,
+    k: usize,
+    first: usize,
+) -> Sums<V, R> {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = add(&pass::<V, MR, R>(x, w, k, first), &pass::<V, MR, R>(x, w, k, first + 1));
+        let high = add(&pass::<V, MR, R>(x, w, k, first + 2), &pass::<V, MR, R>(x, w, k, first + 3));
+        add(&low, &high)
+    }
+}
+
+#[inline(always)]
+unsafe fn add<V: Vector, const R: usize>(a: &Sums<V, R>, b: &Sums<V, R>) -> Sums<V, R> {
+    let mut sums = *a;
+    for i in 0..R {
+        for v in 0..TILE_VECTORS {
+            // SAFETY: the caller runs code for the instruction set of `V`.
+            sums[i][v] = unsafe { sums[i][v].add(b[i][v]) };
+        }
+    }
+    sums
+}
+
+/// The products with the inputs of one lane, in ascending order.
+#[inline(always)]
+unsafe fn pass<V: Vector, const MR: usize, const R: usize>(
+    x: *const f32,
+    w: *const f32,
+    k: usize,
+    number: usize,
+) -> Sums<V, R> {
+    let width = TILE_VECTORS * V::LANES;
+    // SAFETY: the caller's: each pass over `k` inputs of both tiles can be read.
+    unsafe {
+        let mut x = x.add(number * pass_len::<V>(Side::Activations, k));
+        let mut w = w.add(number * pass_len::<V>(Side::Weights, k));
+        let mut acc = [[V::zero(); TILE_VECTORS]; R];
+        for _ in 0..k.div_ceil(V::LANES) {
+            let mut values = [V::zero(); TILE_VECTORS];
+            for v in 0..TILE_VECTORS {
+                values[v] = V::load(w.add(v * V::LANES));
+            }
+            for line in 0..width / LINE {
+                prefetch(w.wrapping_add(AHEAD + line * LINE).cast());
+            }
+            for i in 0..R {
+                let x = V::splat(*x.add(i));
+                for v in 0..TILE_VECTORS {
+                    acc[i][v] = acc[i][v].add_product(x, values[v]);
                 }
             }
+            (x, w) = (x.add(MR), w.add(width));
         }
-        let mut sums = [[0.0; TILE_ROWS]; MR];
-        for i in 0..MR {
-            sums[i] = V::sums(acc[i]);
-        }
-        sums
+        acc
     }
 }
 
 #[inline(always)]
 fn run_pack<V: Vector>(job: &mut Pack<'_>) {
-    let height = if job.side == Side::Weights { TILE_ROWS } else { V::ROWS };
-    let k = job.k.next_multiple_of(V::LANES);
-    assert!(job.rows.next_multiple_of(height) * k <= job.out.len(), "pack: room");
-    if job.rows == 0 || k == 0 {
+    assert!(job.side == Side::Activations || job.k <= CHUNK, "pack: one chunk of weights");
+    assert!(len::<V>(job.side, job.rows, job.k) <= job.out.len(), "pack: room");
+    if job.rows == 0 || job.k == 0 {
         return;
     }
     assert!((job.rows - 1) * job.stride + job.k <= job.from.values(), "pack: rows");
     // SAFETY: all rows lie inside the slice, and whole tiles of them have room, as was just asserted.
     unsafe {
         match job.from {
-            Weights::F32(values) => pack_rows::<V, F32>(job, values.as_ptr().cast(), height),
-            Weights::F32Bytes(bytes) => pack_rows::<V, F32>(job, bytes.as_ptr(), height),
-            Weights::Bf16(bytes) => pack_rows::<V, Bf16>(job, bytes.as_ptr(), height),
-            Weights::F16(bytes) => pack_rows::<V, F16>(job, bytes.as_ptr(), height),
+            Weights::F32(values) => pack_rows::<V, F32>(job, values.as_ptr().cast()),
+            Weights::F32Bytes(bytes) => pack_rows::<V, F32>(job, bytes.as_ptr()),
+            Weights::Bf16(bytes) => pack_rows::<V, Bf16>(job, bytes.as_ptr()),
+            Weights::F16(bytes) => pack_rows::<V, F16>(job, bytes.as_ptr()),
         }
     }
 }
 
 /// `from` points at the rows that [`run_pack`] has asserted to exist.
 #[inline(always)]
-unsafe fn pack_rows<V: Vector, E: Element>(job: &mut Pack<'_>, from: *const u8, height: usize) {
-    let (out, k, width) = (job.out.as_mut_ptr(), job.k.next_multiple_of(V::LANES), height * V::LANES);
-    // SAFETY: the caller's; tile by tile, vector by vector, each row of a tile has a place of its own.
-    unsafe {
-        for row in 0..job.rows.next_multiple_of(height) {
-            let mut to = out.add(row / height * height * k + row % height * V::LANES);
-            if row >= job.rows {
-                for _ in 0..k / V::LANES {
-                    V::zero().store(to);
-                    to = to.add(width);
+unsafe fn pack_rows<V: Vector, E: Element>(job: &mut Pack<'_>, from: *const u8) {
+    let (height, mut to) = (height::<V>(job.side), job.out.as_mut_ptr());
+    for first in (0..job.rows).step_by(height) {
+        for start in (0..job.k).step_by(CHUNK) {
+            let end = (start + CHUNK).min(job.k);
+            let pass = pass_len::<V>(job.side, end - start);
+            for part in (0..height).step_by(V::LANES) {
+                let rows = first + part..job.rows.min(first + height).min(first + part + V::LANES);
+                // SAFETY: the caller's; of a tile, each vector of rows has its place in each vector of inputs
+                // in each pass. A tile of fewer rows than there are lanes is stored with zeros behind them:
+                // where the next rows come, or in the room behind the pass.
+                unsafe {
+                    let mut lanes = lanes::<V>(to.add(part), pass);
+                    for at in (start..end).step_by(V::LANES) {
+                        let tile = rows_of::<V, E>(from, job.stride, rows.clone(), at, job.k - at);
+                        V::store_lanes(&tile, &lanes);
+                        for lane in &mut lanes {
+                            *lane = lane.wrapping_add(height);
+                        }
+                    }
                 }
-                continue;
             }
-            let from = from.add(row * job.stride * E::BYTES);
-            let mut at = 0;
-            while at + V::LANES <= job.k {
+            // SAFETY: so much room of the tile is filled now.
+            to = unsafe { to.add(V::LANES * pass) };
+        }
+    }
+}
+
+/// Where each lane's first values go, passes being `pass` values long.
+#[inline(always)]
+fn lanes<V: Vector>(to: *mut f32, pass: usize) -> [*mut f32; LANES_MAX] {
+    let mut lanes = [to; LANES_MAX];
+    for number in 0..V::LANES {
+        lanes[V::ORDER[number]] = to.wrapping_add(number * pass);
+    }
+    lanes
+}
+
+/// A vector of inputs of each of some rows from input `at` on, where `rest` are left; zeros where there is no
+/// row.
+#[inline(always)]
+unsafe fn rows_of<V: Vector, E: Element>(
+    from: *const u8,
+    stride: usize,
+    rows: Range<usize>,
+    at: usize,
+    rest: usize,
+) -> [V; LANES_MAX] {
+    // SAFETY: the caller's: these rows hold `at + rest` values.
+    unsafe {
+        let mut tile = [V::zero(); LANES_MAX];
+        for number in 0..V::LANES {
+            let row = rows.start + number;
+            if row < rows.end {
+                let from = from.add((row * stride + at) * E::BYTES);
                 // The next chunk of this row, which is wanted when this one was multiplied.
-                prefetch(from.wrapping_add((at + job.k) * E::BYTES));
-                E::load::<V>(from.add(at * E::BYTES)).store(to);
-                to = to.add(width);
-                at += V::LANES;
-            }
-            if at < job.k {
-                partial::<V, E>(from.add(at * E::BYTES), job.k - at).store(to);
+                prefetch(from.wrapping_add(CHUNK * E::BYTES));
+                tile[number] = if rest < V::LANES { partial::<V, E>(from, rest) } else { E::load::<V>(from) };
             }
         }
+        tile
     }
 }
 
@@ -906,8 +1180,9 @@ mod tests {
 
     #[test]
     fn packed_rows_have_the_same_bits() {
-        for k in SIZES {
-            let (rows, outputs) = (17, 11);
+        // Edges of tiles, of half tiles and of vectors of outputs.
+        let shapes = [(1, 1), (6, 16), (7, 33), (12, 32), (17, 11), (19, 64)];
+        for (k, (rows, outputs)) in SIZES.into_iter().flat_map(|k| shapes.map(|shape| (k, shape))) {
             let (x, w) = (noise(rows * k, 3), noise(outputs * k, 4));
             for isa in Isa::available() {
                 let stored = bytes(&w, 1);
@@ -939,7 +1214,7 @@ mod tests {
                     };
                     packed_dots(isa, &mut job);
                 }
-                assert_eq!(out, expected, "k {k} at {}", isa.name());
+                assert_eq!(out, expected, "{rows} rows, {outputs} outputs, k {k} at {}", isa.name());
             }
         }
     }
