@@ -52,7 +52,7 @@ fn nth(borders: &[usize], size: usize, mut index: usize) -> (usize, Range<usize>
 
 impl Tiling<'_> {
     /// How many blocks there are.
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         count(self.borders, self.col_block) * count(self.row_borders, self.row_block)
     }
 

@@ -34,6 +34,13 @@ const TILE_VECTORS: usize = 2;
 /// Up to so many rows, weights are converted in registers each time instead of once into the cache.
 const FEW_ROWS: usize = 12;
 
+/// Packed rows of activations that are multiplied with [`NEAR_OUTPUTS`] packed rows of weights in turn: a
+/// chunk of both takes 200 KiB, within a second-level cache of 256 KiB.
+const NEAR_ROWS: usize = 36;
+
+/// See [`NEAR_ROWS`].
+const NEAR_OUTPUTS: usize = 64;
+
 /// Multiples of this many rows of activations are whole register tiles at every level.
 pub(super) const WHOLE_TILES: usize = 12;
 
@@ -778,7 +785,8 @@ unsafe fn give(mut sums: [f32; TILE_ROWS], out: *mut f32, count: usize, add: boo
 /// `MR` is `V::PACKED_ROWS`, `HALF` half of it.
 #[inline(always)]
 fn run_packed<V: Vector, const MR: usize, const HALF: usize>(job: &mut PackedDots<'_>) {
-    const { assert!(MR == V::PACKED_ROWS && MR == 2 * HALF) };
+    const { assert!(MR == V::PACKED_ROWS && MR == 2 * HALF && NEAR_ROWS.is_multiple_of(MR)) };
+    const { assert!(NEAR_OUTPUTS.is_multiple_of(TILE_VECTORS * V::LANES)) };
     assert!(job.start.is_multiple_of(CHUNK) && job.k <= CHUNK, "dots: one chunk");
     assert!(job.start + job.k == job.x_cols.min(job.start + CHUNK), "dots: a whole chunk");
     assert!(len::<V>(Side::Activations, job.x_rows, job.x_cols) <= job.x.len(), "dots: activations");
@@ -790,18 +798,25 @@ fn run_packed<V: Vector, const MR: usize, const HALF: usize>(job: &mut PackedDot
     let x_tile = len::<V>(Side::Activations, MR, job.x_cols);
     let chunk = len::<V>(Side::Activations, MR, job.start);
     let (width, w_tile) = (TILE_VECTORS * V::LANES, V::LANES * pass_len::<V>(Side::Weights, job.k));
-    // A tile of activations stays near while all weights of the chunk go by.
-    for m in (0..job.x_rows).step_by(MR) {
-        for n in (0..job.w_rows).step_by(width) {
-            // SAFETY: packed rows are whole tiles, of which this chunk is read; results have a place for each
-            // row that exists. All as was just asserted.
-            unsafe {
-                let x = job.x.as_ptr().add(m / MR * x_tile + chunk);
-                let w = job.w.as_ptr().add(n / width * w_tile);
-                if job.x_rows - m > HALF {
-                    packed_tile::<V, MR, MR>(job, x, w, m, n);
-                } else {
-                    packed_tile::<V, MR, HALF>(job, x, w, m, n);
+    // A tile of activations stays in the first-level cache while some outputs' weights go by. Those stay in the
+    // second while some tiles go by, which stay there in turn for the next outputs.
+    for near in (0..job.x_rows).step_by(NEAR_ROWS) {
+        let rows = near..(near + NEAR_ROWS).min(job.x_rows);
+        for part in (0..job.w_rows).step_by(NEAR_OUTPUTS) {
+            let outputs = part..(part + NEAR_OUTPUTS).min(job.w_rows);
+            for m in rows.clone().step_by(MR) {
+                for n in outputs.clone().step_by(width) {
+                    // SAFETY: packed rows are whole tiles, of which this chunk is read; results have a place
+                    // for each row that exists. All as was just asserted.
+                    unsafe {
+                        let x = job.x.as_ptr().add(m / MR * x_tile + chunk);
+                        let w = job.w.as_ptr().add(n / width * w_tile);
+                        if job.x_rows - m > HALF {
+                            packed_tile::<V, MR, MR>(job, x, w, m, n);
+                        } else {
+                            packed_tile::<V, MR, HALF>(job, x, w, m, n);
+                        }
+                    }
                 }
             }
         }

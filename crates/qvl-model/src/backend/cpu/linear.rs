@@ -25,6 +25,10 @@ use crate::backend::mat::Values;
 /// Outputs of a block: unpacked to f32, a chunk of them takes 128 KiB, half a second-level cache of 256 KiB.
 const COLUMNS: usize = 64;
 
+/// Outputs of a block of packed rows, if there are enough blocks: all activations come from memory once for
+/// each block of outputs.
+const PACKED_COLUMNS: usize = 4 * COLUMNS;
+
 /// Rows of a block: enough that packing its weights is a small part of the work. Whole register tiles.
 const ROWS: usize = 84 * WHOLE_TILES;
 
@@ -79,11 +83,21 @@ pub(super) struct Input<'a> {
 
 impl Input<'_> {
     /// How the products with `weight` are cut into blocks.
-    fn tiling<'a>(&self, weight: &'a CpuMatrix, row_borders: &'a [usize]) -> Tiling<'a> {
+    fn tiling<'a>(&self, team: &Team, weight: &'a CpuMatrix, row_borders: &'a [usize]) -> Tiling<'a> {
+        let tiling =
+            |row_block, col_block| Tiling { row_borders, borders: weight.borders(), row_block, col_block };
         // A few rows are a matter of memory, not of caches: small blocks are divided among threads more evenly.
-        let tiles = self.rounded.is_some() && self.x.rows > FEW_ROWS && weight.has_bf16();
-        let (row_block, col_block) = if tiles { (TILE_ROWS, TILE_COLUMNS) } else { (ROWS, COLUMNS) };
-        Tiling { row_borders, borders: weight.borders(), row_block, col_block }
+        if self.rounded.is_some() && self.x.rows > FEW_ROWS && weight.has_bf16() {
+            return tiling(TILE_ROWS, TILE_COLUMNS);
+        }
+        if self.packed.is_some() && (self.quantized.is_none() || !weight.has_panels()) {
+            let wide = tiling(ROWS, PACKED_COLUMNS);
+            // So many that threads that end early wait for a small part of the time.
+            if wide.len() >= 4 * team.threads() {
+                return wide;
+            }
+        }
+        tiling(ROWS, COLUMNS)
     }
 }
 
@@ -103,7 +117,7 @@ pub(super) fn product(
     }
     assert_eq!((x.cols, y.cols, x.rows), (weight.cols(), weight.rows(), y.rows), "linear: shapes");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(team, y, input.tiling(weight, &[x.rows]), parallel, |mut block| {
+    for_each_block(team, y, input.tiling(team, weight, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, packed, products, panels, .. } = scratch;
             compute(isa, weight, input, &block, [weights, packed, panels], products);
@@ -131,7 +145,7 @@ pub(super) fn product_of_two(
     assert_eq!((x.cols, y.cols, x.rows), (first.cols(), first.rows(), y.rows), "linear: shapes");
     assert_eq!((first.cols(), first.borders()), (second.cols(), second.borders()), "a pair of one shape");
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
-    for_each_block(team, y, input.tiling(first, &[x.rows]), parallel, |mut block| {
+    for_each_block(team, y, input.tiling(team, first, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { weights, packed, products, seconds, panels } = scratch;
             compute(isa, first, input, &block, [weights, packed, panels], products);
