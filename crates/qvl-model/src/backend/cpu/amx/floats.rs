@@ -144,8 +144,8 @@ pub(in crate::backend::cpu) fn product(amx: Amx, job: &mut TileProduct<'_>) {
         // Two tiles of weights, one, or the rows of an incomplete one.
         let height = match job.w_rows - first {
             left @ 0..TILE => left,
-            TILE..PAIR => TILE,
-            _ => PAIR,
+            PAIR.. if job.x_rows > TILE => PAIR,
+            _ => TILE,
         };
         let tiles = amx.shapes(height.min(TILE), width, TILE_BYTES);
         let steps = job.k / DEPTH;
@@ -165,12 +165,7 @@ pub(in crate::backend::cpu) fn product(amx: Amx, job: &mut TileProduct<'_>) {
             // SAFETY: `height` rows of weights lie inside the slice, all rows of activations inside theirs, as
             // was asserted; the results of `height` x `width` have room.
             unsafe {
-                let out = results.0.as_mut_ptr();
-                if height == PAIR {
-                    few::<2>(&weights, job.x.as_ptr(), width, out);
-                } else {
-                    few::<1>(&weights, job.x.as_ptr(), width, out);
-                }
+                few(&weights, job.x.as_ptr(), width, results.0.as_mut_ptr());
             }
             for row in 0..rows {
                 let out = &mut job.out[row * job.out_stride + first..][..height];
@@ -213,125 +208,78 @@ struct Operand {
     has_rest: bool,
 }
 
-/// `N` tiles of weights with up to sixteen rows of activations, `width` side by side; results
-/// `[16 N][width]`. The weights come from memory once, so what is wanted next is asked for early.
+/// A tile of weights with up to sixteen rows of activations, `width` side by side; results `[16][width]`. The
+/// weights come from memory once, so what is wanted next is asked for early. Two tiles at a time would ask for
+/// lines of 32 pages, more than the hardware follows: 5 % slower in decoding the 2B shape.
 #[inline]
-unsafe fn few<const N: usize>(w: &Operand, x: *const u32, width: usize, out: *mut f32) {
+unsafe fn few(w: &Operand, x: *const u32, width: usize, out: *mut f32) {
     // Behind the end of these rows the next ones are wanted.
     let near = w.steps.saturating_sub(AHEAD);
     let ahead = (AHEAD * TILE_BYTES) as isize;
-    let next_rows = (N * TILE * w.row_bytes) as isize + ahead - (w.steps * TILE_BYTES) as isize;
+    let next_rows = (TILE * w.row_bytes) as isize + ahead - (w.steps * TILE_BYTES) as isize;
     let x_bytes = 4 * width;
     // SAFETY: the caller's: all operands can be read, and results written. Prefetches read nothing. No code
     // between these blocks uses tiles.
     unsafe {
-        asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack, nomem));
+        asm!("tilezero tmm0", out("tmm0") _, options(nostack, nomem));
         for (start, count, ahead) in [(0, near, ahead), (near, w.steps - near, next_rows)] {
             if count == 0 {
                 continue;
             }
-            let at = w.at.add(start * TILE_BYTES);
-            let x = x.cast::<u8>().add(start * TILE * x_bytes);
-            macro_rules! steps {
-                ($($products:literal),* ; $($behind:literal),*) => {
-                    asm!(
-                        "2:",
-                        $($products,)*
-                        "lea {p}, [{w0} + {ahead}]",
-                        "prefetcht1 [{p}]",
-                        "prefetcht1 [{p} + {s}]",
-                        "prefetcht1 [{p} + 2*{s}]",
-                        "prefetcht1 [{p} + {s3}]",
-                        "lea {p}, [{p} + 4*{s}]",
-                        "prefetcht1 [{p}]",
-                        "prefetcht1 [{p} + {s}]",
-                        "prefetcht1 [{p} + 2*{s}]",
-                        "prefetcht1 [{p} + {s3}]",
-                        "lea {p}, [{p} + 4*{s}]",
-                        "prefetcht1 [{p}]",
-                        "prefetcht1 [{p} + {s}]",
-                        "prefetcht1 [{p} + 2*{s}]",
-                        "prefetcht1 [{p} + {s3}]",
-                        "lea {p}, [{p} + 4*{s}]",
-                        "prefetcht1 [{p}]",
-                        "prefetcht1 [{p} + {s}]",
-                        "prefetcht1 [{p} + 2*{s}]",
-                        "prefetcht1 [{p} + {s3}]",
-                        $($behind,)*
-                        "add {w0}, 64",
-                        "add {w1}, 64",
-                        "add {x}, {xstep}",
-                        "dec {count}",
-                        "jnz 2b",
-                        w0 = inout(reg) at => _,
-                        w1 = inout(reg) at.wrapping_add(TILE * w.row_bytes) => _,
-                        x = inout(reg) x => _,
-                        count = inout(reg) count => _,
-                        p = out(reg) _,
-                        s = in(reg) w.row_bytes,
-                        s3 = in(reg) 3 * w.row_bytes,
-                        xs = in(reg) x_bytes,
-                        xstep = in(reg) TILE * x_bytes,
-                        ahead = in(reg) ahead,
-                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                        options(nostack)
-                    )
-                };
-            }
-            if N == 2 {
-                steps!(
-                    "tileloadd tmm4, [{w0} + {s}]",
-                    "tileloadd tmm6, [{x} + {xs}]",
-                    "tileloadd tmm5, [{w1} + {s}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm5, tmm6";
-                    "lea {p}, [{p} + 4*{s}]",
-                    "prefetcht1 [{p}]",
-                    "prefetcht1 [{p} + {s}]",
-                    "prefetcht1 [{p} + 2*{s}]",
-                    "prefetcht1 [{p} + {s3}]",
-                    "lea {p}, [{p} + 4*{s}]",
-                    "prefetcht1 [{p}]",
-                    "prefetcht1 [{p} + {s}]",
-                    "prefetcht1 [{p} + 2*{s}]",
-                    "prefetcht1 [{p} + {s3}]",
-                    "lea {p}, [{p} + 4*{s}]",
-                    "prefetcht1 [{p}]",
-                    "prefetcht1 [{p} + {s}]",
-                    "prefetcht1 [{p} + 2*{s}]",
-                    "prefetcht1 [{p} + {s3}]",
-                    "lea {p}, [{p} + 4*{s}]",
-                    "prefetcht1 [{p}]",
-                    "prefetcht1 [{p} + {s}]",
-                    "prefetcht1 [{p} + 2*{s}]",
-                    "prefetcht1 [{p} + {s3}]"
-                );
-            } else {
-                steps!(
-                    "tileloadd tmm4, [{w0} + {s}]",
-                    "tileloadd tmm6, [{x} + {xs}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6";
-                );
-            }
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{w} + {s}]",
+                "tileloadd tmm6, [{x} + {xs}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "lea {p}, [{w} + {ahead}]",
+                "prefetcht0 [{p}]",
+                "prefetcht0 [{p} + {s}]",
+                "prefetcht0 [{p} + 2*{s}]",
+                "prefetcht0 [{p} + {s3}]",
+                "lea {p}, [{p} + 4*{s}]",
+                "prefetcht0 [{p}]",
+                "prefetcht0 [{p} + {s}]",
+                "prefetcht0 [{p} + 2*{s}]",
+                "prefetcht0 [{p} + {s3}]",
+                "lea {p}, [{p} + 4*{s}]",
+                "prefetcht0 [{p}]",
+                "prefetcht0 [{p} + {s}]",
+                "prefetcht0 [{p} + 2*{s}]",
+                "prefetcht0 [{p} + {s3}]",
+                "lea {p}, [{p} + 4*{s}]",
+                "prefetcht0 [{p}]",
+                "prefetcht0 [{p} + {s}]",
+                "prefetcht0 [{p} + 2*{s}]",
+                "prefetcht0 [{p} + {s3}]",
+                "add {w}, 64",
+                "add {x}, {xstep}",
+                "dec {count}",
+                "jnz 2b",
+                w = inout(reg) w.at.add(start * TILE_BYTES) => _,
+                x = inout(reg) x.cast::<u8>().add(start * TILE * x_bytes) => _,
+                count = inout(reg) count => _,
+                p = out(reg) _,
+                s = in(reg) w.row_bytes,
+                s3 = in(reg) 3 * w.row_bytes,
+                xs = in(reg) x_bytes,
+                xstep = in(reg) TILE * x_bytes,
+                ahead = in(reg) ahead,
+                out("tmm0") _, out("tmm4") _, out("tmm6") _,
+                options(nostack, readonly)
+            );
         }
         if w.has_rest {
-            let x = x.cast::<u8>().add(w.steps * TILE * x_bytes);
             asm!(
                 "tileloadd tmm6, [{x} + {xs}]",
                 "tileloadd tmm4, [{w} + {s}]",
-                "tileloadd tmm5, [{w} + {s} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm5, tmm6",
-                x = in(reg) x, xs = in(reg) x_bytes, w = in(reg) w.rest, s = in(reg) TILE_BYTES,
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                x = in(reg) x.cast::<u8>().add(w.steps * TILE * x_bytes), xs = in(reg) x_bytes,
+                w = in(reg) w.rest, s = in(reg) TILE_BYTES,
+                out("tmm0") _, out("tmm4") _, out("tmm6") _,
                 options(nostack, readonly)
             );
         }
         asm!("tilestored [{out} + {s}], tmm0", out = in(reg) out, s = in(reg) x_bytes, options(nostack));
-        if N == 2 {
-            let out = out.add(TILE * width);
-            asm!("tilestored [{out} + {s}], tmm1", out = in(reg) out, s = in(reg) x_bytes, options(nostack));
-        }
     }
 }
 
