@@ -37,7 +37,7 @@ use crate::moe::route;
 use activations::QuantRows;
 use amx::Amx;
 pub use attention::{CpuKv, KvFormat};
-use blocks::{Tiling, for_each_block};
+use blocks::{Order, Tiling, for_each_block};
 use dots::Side;
 pub use isa::{ISA_VARIABLE, Isa};
 use linear::Input;
@@ -136,7 +136,8 @@ impl Cpu {
             return;
         }
         let row_block = (PARALLEL_MIN / 4 / cols).max(1);
-        let tiling = Tiling { row_borders: &[x.rows], borders: &[cols], row_block, col_block: cols };
+        let (row_borders, borders, order) = (&[x.rows], &[cols], Order::ByColumns);
+        let tiling = Tiling { row_borders, borders, row_block, col_block: cols, order };
         for_each_block(&self.team, x, tiling, true, |mut block| {
             for row in 0..block.place.rows.len() {
                 f(block.place.rows.start + row, block.row(row));

@@ -16,8 +16,9 @@ pub(super) mod floats {
     use std::ops::Range;
 
     use super::Amx;
+    use crate::backend::mat::Values;
 
-    pub(in crate::backend::cpu) const PAIR: usize = 32;
+    pub(in crate::backend::cpu) const CHUNK_INPUTS: usize = 0;
 
     pub(in crate::backend::cpu) struct TileProduct<'a> {
         pub(in crate::backend::cpu) x: &'a [u32],
@@ -28,6 +29,7 @@ pub(super) mod floats {
         pub(in crate::backend::cpu) k: usize,
         pub(in crate::backend::cpu) out: &'a mut [f32],
         pub(in crate::backend::cpu) out_stride: usize,
+        pub(in crate::backend::cpu) room: &'a mut Values,
     }
 
     pub(in crate::backend::cpu) fn packed_len(_: usize, _: usize) -> usize {

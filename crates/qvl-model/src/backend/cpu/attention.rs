@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::amx::attention::{Attend, PageShape};
 use super::amx::{self, Amx};
 use super::attention_kernels::{self as kernels, PAGE, Tile};
-use super::blocks::{Tiling, for_each_block};
+use super::blocks::{Order, Tiling, for_each_block};
 use super::isa::Isa;
 use super::kernels::LANES;
 use super::team::Team;
@@ -335,6 +335,7 @@ pub(super) fn segments(
             borders: &[width],
             row_block: (QUERIES / shape.group()).max(1),
             col_block: shape.group() * shape.head_dim,
+            order: Order::ByColumns,
         };
         for_each_block(team, y, tiling, len * len * shape.heads >= PARALLEL_MIN, |mut block| {
             if block.place.row_run != 1 {
@@ -381,6 +382,7 @@ pub(super) fn causal<'p>(
         borders: &[width],
         row_block: (QUERIES / shape.group()).max(1),
         col_block: shape.group() * shape.head_dim,
+        order: Order::ByColumns,
     };
     for_each_block(team, y, tiling, scores >= PARALLEL_MIN, |mut block| {
         let part = block.place.row_run;

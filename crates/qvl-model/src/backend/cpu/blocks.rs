@@ -22,6 +22,17 @@ pub(super) struct Tiling<'a> {
     pub(super) row_block: usize,
     /// Most columns of a block.
     pub(super) col_block: usize,
+    /// Which blocks follow each other.
+    pub(super) order: Order,
+}
+
+/// Blocks that follow each other mostly are one thread's, so what they share is read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Those of the same columns.
+    ByColumns,
+    /// Those of the same rows.
+    ByRows,
 }
 
 /// How many blocks the runs that end at `borders` are cut into.
@@ -56,11 +67,20 @@ impl Tiling<'_> {
         count(self.borders, self.col_block) * count(self.row_borders, self.row_block)
     }
 
-    /// Block `index`: blocks of the same columns follow each other, so that their weights are read once.
+    /// Block `index`.
     fn get(&self, index: usize) -> Place {
-        let row_blocks = count(self.row_borders, self.row_block);
-        let (row_run, rows) = nth(self.row_borders, self.row_block, index % row_blocks);
-        let (run, columns) = nth(self.borders, self.col_block, index / row_blocks);
+        let (row_index, col_index) = match self.order {
+            Order::ByColumns => {
+                let row_blocks = count(self.row_borders, self.row_block);
+                (index % row_blocks, index / row_blocks)
+            }
+            Order::ByRows => {
+                let col_blocks = count(self.borders, self.col_block);
+                (index / col_blocks, index % col_blocks)
+            }
+        };
+        let (row_run, rows) = nth(self.row_borders, self.row_block, row_index);
+        let (run, columns) = nth(self.borders, self.col_block, col_index);
         Place { run, row_run, rows, columns }
     }
 }
@@ -141,10 +161,17 @@ mod tests {
         let team = Team::new(3).unwrap();
         for (rows, borders) in [(1, vec![5]), (7, vec![4, 4, 9, 20]), (3, vec![1, 2, 3]), (8, vec![16])] {
             let width = *borders.last().unwrap();
-            for (row_block, col_block) in [(1, 1), (2, 4), (100, 100), (3, 5)] {
+            for (row_block, col_block, order) in [
+                (1, 1, Order::ByColumns),
+                (2, 4, Order::ByRows),
+                (100, 100, Order::ByColumns),
+                (3, 5, Order::ByColumns),
+                (3, 5, Order::ByRows),
+            ] {
                 let mut y = Mat::zeros(rows, width);
                 let row_borders = [rows / 2, rows];
-                let tiling = Tiling { row_borders: &row_borders, borders: &borders, row_block, col_block };
+                let tiling =
+                    Tiling { row_borders: &row_borders, borders: &borders, row_block, col_block, order };
                 for_each_block(&team, &mut y, tiling, true, |mut block| {
                     let Range { start, end } = block.place.columns;
                     assert!(borders.iter().all(|border| !(start + 1..end).contains(border)));

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::activations::QuantRows;
 use super::amx::floats::TileProduct;
 use super::amx::{self, Amx};
-use super::blocks::{Block, Tiling, for_each_block};
+use super::blocks::{Block, Order, Tiling, for_each_block};
 use super::dots::{self, CHUNK, Dots, Pack, PackedDots, Side, WHOLE_TILES, Weights};
 use super::isa::Isa;
 use super::matrix::{CpuMatrix, Segment};
@@ -34,7 +34,7 @@ const ROWS: usize = 84 * WHOLE_TILES;
 
 /// Outputs and rows of a block that is computed in tiles: of 2,048 inputs both take a quarter of a second-level
 /// cache of 2 MiB, and what has to come from further away is little beside the products.
-const TILE_COLUMNS: usize = 128;
+const TILE_COLUMNS: usize = 256;
 const TILE_ROWS: usize = 256;
 
 /// Rows so few that reading the weights is what takes the time.
@@ -84,11 +84,20 @@ pub(super) struct Input<'a> {
 impl Input<'_> {
     /// How the products with `weight` are cut into blocks.
     fn tiling<'a>(&self, team: &Team, weight: &'a CpuMatrix, row_borders: &'a [usize]) -> Tiling<'a> {
-        let tiling =
-            |row_block, col_block| Tiling { row_borders, borders: weight.borders(), row_block, col_block };
+        let tiling = |row_block, col_block| {
+            let (borders, order) = (weight.borders(), Order::ByColumns);
+            Tiling { row_borders, borders, row_block, col_block, order }
+        };
         // A few rows are a matter of memory, not of caches: small blocks are divided among threads more evenly.
         if self.rounded.is_some() && self.x.rows > FEW_ROWS && weight.has_bf16() {
-            return tiling(TILE_ROWS, TILE_COLUMNS);
+            // Longer rows are cut into chunks, and come from further away for each block.
+            let columns =
+                if weight.cols() <= amx::floats::CHUNK_INPUTS { TILE_COLUMNS } else { 2 * TILE_COLUMNS };
+            let tiling = Tiling { order: Order::ByRows, ..tiling(TILE_ROWS, columns) };
+            return match tiling.len() < 4 * team.threads() {
+                true => Tiling { col_block: TILE_COLUMNS / 4, ..tiling },
+                false => tiling,
+            };
         }
         if self.packed.is_some() && (self.quantized.is_none() || !weight.has_panels()) {
             let wide = tiling(ROWS, PACKED_COLUMNS);
@@ -178,8 +187,8 @@ fn compute(
                 && let Some(w) = stored.bf16_rows(outputs.clone(), cols, unpacked)
             {
                 let (x_rows, w_rows) = (input.x.rows, columns);
-                let mut job =
-                    TileProduct { x, x_rows, rows, w, w_rows, k: cols, out: products, out_stride: columns };
+                let (out, out_stride, room) = (products, columns, packed);
+                let mut job = TileProduct { x, x_rows, rows, w, w_rows, k: cols, out, out_stride, room };
                 amx::floats::product(amx, &mut job);
                 return;
             }

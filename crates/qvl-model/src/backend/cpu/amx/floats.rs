@@ -15,6 +15,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::{Amx, TILE, TILE_BYTES, transposed};
+use crate::backend::mat::Values;
 
 /// Inputs of a tile.
 const DEPTH: usize = 32;
@@ -117,15 +118,23 @@ pub(in crate::backend::cpu) struct TileProduct<'a> {
     pub(in crate::backend::cpu) out: &'a mut [f32],
     /// Values from one row of results to the next.
     pub(in crate::backend::cpu) out_stride: usize,
+    /// Room to work in.
+    pub(in crate::backend::cpu) room: &'a mut Values,
 }
 
-/// Results of one step of the loops below, `[weights][activations]`.
-#[repr(C, align(64))]
-struct Results([f32; PAIR * PAIR]);
+/// Inputs that a block is multiplied with at once: of 256 rows of activations so many take 1 MiB, of a second-level
+/// cache of 2 MiB.
+pub(in crate::backend::cpu) const CHUNK_INPUTS: usize = 2_048;
+
+/// The same in tiles.
+const CHUNK: usize = CHUNK_INPUTS / DEPTH;
+
+/// Results of a pair of tiles of weights with one of activations, `[weights][activations]`.
+const RESULTS: usize = PAIR * PAIR;
 
 /// The last inputs of some rows of weights, followed by zeros.
 #[repr(C, align(64))]
-struct Rest([u8; PAIR * TILE_BYTES]);
+struct Rest([u8; TILE * TILE_BYTES]);
 
 /// Computes the products.
 pub(in crate::backend::cpu) fn product(amx: Amx, job: &mut TileProduct<'_>) {
@@ -137,63 +146,101 @@ pub(in crate::backend::cpu) fn product(amx: Amx, job: &mut TileProduct<'_>) {
         return;
     }
     assert!((rows - 1) * job.out_stride + job.w_rows <= job.out.len(), "tiles: results");
-    let width = pack_rows(job.x_rows);
-    let mut rest = Rest([0; PAIR * TILE_BYTES]);
-    let mut first = 0;
-    while first < job.w_rows {
-        // Two tiles of weights, one, or the rows of an incomplete one.
-        let height = match job.w_rows - first {
-            left @ 0..TILE => left,
-            PAIR.. if job.x_rows > TILE => PAIR,
-            _ => TILE,
-        };
-        let tiles = amx.shapes(height.min(TILE), width, TILE_BYTES);
-        let steps = job.k / DEPTH;
-        for row in 0..height {
-            let from = &job.w[(first + row) * row_bytes..][..row_bytes][steps * TILE_BYTES..];
-            rest.0[row * TILE_BYTES..][..from.len()].copy_from_slice(from);
+    if job.x_rows <= TILE {
+        for first in (0..job.w_rows).step_by(TILE) {
+            few_rows(amx, job, first, TILE.min(job.w_rows - first));
         }
-        let weights = Operand {
-            at: job.w[first * row_bytes..].as_ptr(),
-            row_bytes,
-            steps,
-            rest: rest.0.as_ptr(),
-            has_rest: job.k % DEPTH > 0,
-        };
-        let mut results = Results([0.0; PAIR * PAIR]);
-        if job.x_rows <= TILE {
-            // SAFETY: `height` rows of weights lie inside the slice, all rows of activations inside theirs, as
-            // was asserted; the results of `height` x `width` have room.
-            unsafe {
-                few(&weights, job.x.as_ptr(), width, results.0.as_mut_ptr());
-            }
-            for row in 0..rows {
-                let out = &mut job.out[row * job.out_stride + first..][..height];
-                for (column, out) in out.iter_mut().enumerate() {
-                    *out = results.0[column * width + row];
-                }
-            }
-        } else {
-            let tile_len = job.k.div_ceil(DEPTH) * DEPTH / 2 * TILE;
-            for pair in (0..rows).step_by(PAIR) {
-                let x = &job.x[(job.rows.start + pair) / TILE * tile_len..][..2 * tile_len];
-                // SAFETY: as above, and both tiles of activations were just sliced.
+    } else {
+        many_rows(amx, job);
+    }
+}
+
+/// Up to sixteen rows of activations with `height` rows of weights from `first` on.
+fn few_rows(amx: Amx, job: &mut TileProduct<'_>, first: usize, height: usize) {
+    let (rows, width) = (job.rows.len(), pack_rows(job.x_rows));
+    let mut rest = Rest([0; TILE * TILE_BYTES]);
+    let weights = Operand::new(job, first, height, &mut rest);
+    let tiles = amx.shapes(height, width, TILE_BYTES);
+    job.room.resize(RESULTS);
+    // SAFETY: `height` rows of weights lie inside the slice, all rows of activations inside theirs, as was asserted;
+    // the results of `height` x `width` have room.
+    unsafe { few(&weights, job.x.as_ptr(), width, job.room.as_mut_ptr()) };
+    drop(tiles);
+    for row in 0..rows {
+        let out = &mut job.out[row * job.out_stride + first..][..height];
+        for (column, out) in out.iter_mut().enumerate() {
+            *out = job.room[column * width + row];
+        }
+    }
+}
+
+/// More rows of activations with all rows of weights. Some inputs of all of them at a time, which stay in the
+/// second-level cache while every row meets every other; sums so far wait in the results.
+fn many_rows(amx: Amx, job: &mut TileProduct<'_>) {
+    let steps = job.k.div_ceil(DEPTH);
+    let tile_len = steps * DEPTH / 2 * TILE;
+    let pairs = job.rows.len().div_ceil(PAIR);
+    let x = &job.x[job.rows.start / TILE * tile_len..][..pairs * 2 * tile_len];
+    // The weights come first, then the results.
+    let weights_len = CHUNK * PAIR * TILE_BYTES / size_of::<f32>();
+    job.room.resize(weights_len + job.w_rows.div_ceil(PAIR) * pairs * RESULTS);
+    let (weights, results) = job.room.split_at_mut(weights_len);
+    let tiles = amx.shapes(TILE, TILE, TILE_BYTES);
+    for start in (0..steps).step_by(CHUNK) {
+        let chunk = start..(start + CHUNK).min(steps);
+        let blocks = results.chunks_exact_mut(pairs * RESULTS);
+        for (first, results) in (0..job.w_rows).step_by(PAIR).zip(blocks) {
+            let height = PAIR.min(job.w_rows - first);
+            let rows = &job.w[first * 2 * job.k..][..height * 2 * job.k];
+            // SAFETY: a CPU with AMX has AVX-512.
+            unsafe { gather(rows, job.k, &chunk, bytemuck::cast_slice_mut(weights)) };
+            for (pair, results) in results.chunks_exact_mut(RESULTS).enumerate() {
+                let ahead = Ahead {
+                    at: rows.as_ptr().wrapping_add((PAIR + 4 * pair % PAIR) * 2 * job.k + start * TILE_BYTES),
+                    row_bytes: 2 * job.k,
+                };
+                // SAFETY: weights and two tiles of activations have the inputs of the chunk, as was sliced; there
+                // is room for the results.
                 unsafe {
-                    let out = results.0.as_mut_ptr();
-                    if height == PAIR {
-                        many::<2>(&weights, x.as_ptr(), tile_len, out);
-                    } else {
-                        many::<1>(&weights, x.as_ptr(), tile_len, out);
-                    }
+                    let x = x.as_ptr().add(pair * 2 * tile_len + start * TILE * TILE);
+                    let out = results.as_mut_ptr();
+                    many(weights.as_ptr().cast(), x, tile_len, chunk.len(), &ahead, start > 0, out);
                 }
-                let count = PAIR.min(rows - pair);
-                let out = &mut job.out[pair * job.out_stride + first..];
-                // SAFETY: a CPU with AMX has AVX-512; `count` rows of `height` results lie inside the slice.
-                unsafe { give(&results, height, count, out, job.out_stride) };
+                if chunk.end == steps {
+                    let count = PAIR.min(job.rows.len() - pair * PAIR);
+                    let out = &mut job.out[pair * PAIR * job.out_stride + first..];
+                    // SAFETY: a CPU with AMX has AVX-512.
+                    unsafe { give(results, height, count, out, job.out_stride) };
+                }
             }
         }
-        drop(tiles);
-        first += height;
+    }
+    drop(tiles);
+}
+
+/// Puts some inputs of up to 32 rows of weights where tiles read them, `[step][32][64]` bytes; zeros behind the last
+/// row and input. Checkpoints start their tensors anywhere, and a tile whose rows each lie on two cache lines takes
+/// twice as long to load.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn gather(rows: &[u8], k: usize, steps: &Range<usize>, out: &mut [u8]) {
+    for (row, from) in rows.chunks_exact(2 * k).enumerate() {
+        for (index, step) in steps.clone().enumerate() {
+            let from = &from[step * TILE_BYTES..];
+            let Some(out) = out[(index * PAIR + row) * TILE_BYTES..].first_chunk_mut::<TILE_BYTES>() else {
+                unreachable!()
+            };
+            let present = from.len().min(TILE_BYTES);
+            let mask = u64::MAX >> (TILE_BYTES - present);
+            // SAFETY: the bytes of the mask are there, and there is room for all.
+            unsafe {
+                let values = _mm512_maskz_loadu_epi8(mask, from.as_ptr().cast());
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), values);
+            }
+        }
+    }
+    let present = rows.len() / (2 * k);
+    for index in 0..steps.len() {
+        out[(index * PAIR + present) * TILE_BYTES..(index + 1) * PAIR * TILE_BYTES].fill(0);
     }
 }
 
@@ -206,6 +253,22 @@ struct Operand {
     /// What is left of them, padded.
     rest: *const u8,
     has_rest: bool,
+}
+
+impl Operand {
+    /// `height` rows from `first` on.
+    fn new(job: &TileProduct<'_>, first: usize, height: usize, rest: &mut Rest) -> Self {
+        let (row_bytes, steps) = (2 * job.k, job.k / DEPTH);
+        let rows = &job.w[first * row_bytes..][..height * row_bytes];
+        let has_rest = job.k % DEPTH > 0;
+        if has_rest {
+            for (row, rest) in rows.chunks_exact(row_bytes).zip(rest.0.chunks_exact_mut(TILE_BYTES)) {
+                let from = &row[steps * TILE_BYTES..];
+                rest[..from.len()].copy_from_slice(from);
+            }
+        }
+        Self { at: rows.as_ptr(), row_bytes, steps, rest: rest.0.as_ptr(), has_rest }
+    }
 }
 
 /// A tile of weights with up to sixteen rows of activations, `width` side by side; results `[16][width]`. The
@@ -283,96 +346,98 @@ unsafe fn few(w: &Operand, x: *const u32, width: usize, out: *mut f32) {
     }
 }
 
-/// `N` tiles of weights with two of activations, the second `tile_len` pairs behind the first; results
-/// `[16 N][32]`.
+/// Four of the rows of weights that are gathered next; they need not exist.
+struct Ahead {
+    at: *const u8,
+    row_bytes: usize,
+}
+
+/// Some inputs of two tiles of weights, as [`gather`] puts them, with those of two of activations, the second
+/// `tile_len` pairs behind the first; results `[32][32]`, added to what is there if `add`.
 #[inline]
-unsafe fn many<const N: usize>(w: &Operand, x: *const u32, tile_len: usize, out: *mut f32) {
+unsafe fn many(
+    w: *const u8,
+    x: *const u32,
+    tile_len: usize,
+    steps: usize,
+    ahead: &Ahead,
+    add: bool,
+    out: *mut f32,
+) {
     // SAFETY: the caller's: all operands can be read, and results written. No code between these blocks uses
     // tiles.
     unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            options(nostack, nomem)
-        );
-        let mut parts = [(w.at, w.row_bytes, w.steps, x), (w.rest, TILE_BYTES, usize::from(w.has_rest), x)];
-        parts[1].3 = x.add(w.steps * TILE * TILE);
-        for (at, row_bytes, steps, x) in parts {
-            if steps == 0 {
-                continue;
-            }
-            macro_rules! steps {
-                ($($products:literal),*) => {
-                    asm!(
-                        "2:",
-                        $($products,)*
-                        "add {w0}, 64",
-                        "add {w1}, 64",
-                        "add {x0}, 1024",
-                        "add {x1}, 1024",
-                        "dec {count}",
-                        "jnz 2b",
-                        w0 = inout(reg) at => _,
-                        w1 = inout(reg) at.wrapping_add(TILE * row_bytes) => _,
-                        x0 = inout(reg) x => _,
-                        x1 = inout(reg) x.add(tile_len) => _,
-                        count = inout(reg) steps => _,
-                        s = in(reg) row_bytes,
-                        xs = in(reg) TILE_BYTES,
-                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                        options(nostack, readonly)
-                    )
-                };
-            }
-            if N == 2 {
-                steps!(
-                    "tileloadd tmm4, [{w0} + {s}]",
-                    "tileloadd tmm6, [{x0} + {xs}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{x1} + {xs}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{w1} + {s}]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7"
-                );
-            } else {
-                steps!(
-                    "tileloadd tmm4, [{w0} + {s}]",
-                    "tileloadd tmm6, [{x0} + {xs}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{x1} + {xs}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7"
-                );
-            }
+        if add {
+            asm!(
+                "tileloadd tmm0, [{out} + {s}]",
+                "tileloadd tmm1, [{out} + {s} + 64]",
+                "tileloadd tmm2, [{behind} + {s}]",
+                "tileloadd tmm3, [{behind} + {s} + 64]",
+                out = in(reg) out, behind = in(reg) out.add(TILE * PAIR), s = in(reg) 4 * PAIR,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, readonly)
+            );
+        } else {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem)
+            );
         }
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{w} + {s}]",
+            "tileloadd tmm6, [{x0} + {s}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{x1} + {s}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{w} + {s} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + {ahead_s}]",
+            "prefetcht1 [{ahead} + 2*{ahead_s}]",
+            "prefetcht1 [{ahead} + {ahead_s3}]",
+            "add {ahead}, 64",
+            "add {w}, 2048",
+            "add {x0}, 1024",
+            "add {x1}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            w = inout(reg) w => _,
+            x0 = inout(reg) x => _,
+            x1 = inout(reg) x.add(tile_len) => _,
+            steps = inout(reg) steps => _,
+            ahead = inout(reg) ahead.at => _,
+            ahead_s = in(reg) ahead.row_bytes,
+            ahead_s3 = in(reg) 3 * ahead.row_bytes,
+            s = in(reg) TILE_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly)
+        );
         asm!(
             "tilestored [{out} + {s}], tmm0",
             "tilestored [{out} + {s} + 64], tmm1",
-            out = in(reg) out, s = in(reg) 4 * PAIR,
+            "tilestored [{behind} + {s}], tmm2",
+            "tilestored [{behind} + {s} + 64], tmm3",
+            out = in(reg) out, behind = in(reg) out.add(TILE * PAIR), s = in(reg) 4 * PAIR,
             options(nostack)
         );
-        if N == 2 {
-            asm!(
-                "tilestored [{out} + {s}], tmm2",
-                "tilestored [{out} + {s} + 64], tmm3",
-                out = in(reg) out.add(TILE * PAIR), s = in(reg) 4 * PAIR,
-                options(nostack)
-            );
-        }
     }
+    const { assert!(TILE * TILE_BYTES == 1024 && PAIR * TILE_BYTES == 2048) };
 }
 
 /// Puts `[height][count]` results, in rows of 32, where they belong: `[count][height]` in rows of `stride`.
 #[target_feature(enable = "avx512f")]
-unsafe fn give(results: &Results, height: usize, count: usize, out: &mut [f32], stride: usize) {
+unsafe fn give(results: &[f32], height: usize, count: usize, out: &mut [f32], stride: usize) {
     for column in (0..height).step_by(TILE) {
         let present = (height - column).min(TILE);
         let mask = ((1u32 << present) - 1) as u16;
         for row in (0..count).step_by(TILE) {
             let mut tile = [_mm512_setzero_si512(); TILE];
             for (index, values) in tile.iter_mut().enumerate().take(present) {
-                let from = &results.0[(column + index) * PAIR + row..][..TILE];
+                let from = &results[(column + index) * PAIR + row..][..TILE];
                 // SAFETY: sixteen values lie there.
                 *values = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
             }
@@ -418,6 +483,7 @@ mod tests {
         let x = packed(amx, x, rows, k);
         let out_stride = outputs + 3;
         let mut out = vec![7.25; rows * out_stride];
+        let mut room = Values::default();
         // In two blocks where there are enough rows for it.
         let cut = if rows > PAIR { PAIR } else { rows };
         for rows_of_block in [0..cut, cut..rows].into_iter().filter(|block| !block.is_empty()) {
@@ -432,6 +498,7 @@ mod tests {
                 k,
                 out,
                 out_stride,
+                room: &mut room,
             };
             product(amx, &mut { job });
         }
@@ -445,8 +512,8 @@ mod tests {
         w.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
     }
 
-    /// Edges of tiles, pairs of them, and what is asked for ahead.
-    const INPUTS: [usize; 9] = [1, 2, 31, 32, 33, 64, 96, 300, 544];
+    /// Edges of tiles, pairs of them, what is asked for ahead, and chunks.
+    const INPUTS: [usize; 10] = [1, 2, 31, 32, 33, 64, 300, 1_024, 1_056, 1_100];
     const OUTPUTS: [usize; 7] = [1, 5, 16, 17, 32, 47, 64];
     const ROWS: [usize; 8] = [1, 2, 3, 15, 16, 17, 33, 70];
 
