@@ -168,6 +168,7 @@ impl Cpu {
             packed
         });
         let packed = packed.as_ref().map(|packed| &*packed.values);
+        let tiles = amx.is_some();
         let rounded = amx.filter(|_| any(CpuMatrix::has_bf16)).map(|amx| {
             let mut rounded = self.fresh(1, amx::floats::packed_len(x.rows, x.cols));
             linear::round(amx, &self.team, x, bytemuck::cast_slice_mut(&mut rounded.values));
@@ -175,12 +176,12 @@ impl Cpu {
         });
         let rounded = rounded.as_ref().map(|(amx, rounded)| (*amx, bytemuck::cast_slice(&rounded.values)));
         if exact || !any(CpuMatrix::has_panels) || x.rows == 0 {
-            return f(&Input { x, quantized: None, packed, rounded });
+            return f(&Input { x, quantized: None, packed, rounded, tiles });
         }
         let mut quantized = self.quantized.lock().pop().unwrap_or_default();
         quantized.resize(x.rows, x.cols);
         quantized.quantize(self.isa, &self.team, &x.values);
-        let result = f(&Input { x, quantized: Some(&quantized), packed, rounded });
+        let result = f(&Input { x, quantized: Some(&quantized), packed, rounded, tiles });
         self.quantized.lock().push(quantized);
         result
     }

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
 
+use bytemuck::{Pod, Zeroable};
 use smallvec::SmallVec;
 
 use super::isa::{Isa, dispatched};
@@ -16,8 +17,8 @@ use super::team::Team;
 pub(super) struct QuantRows {
     rows: usize,
     blocks: usize,
-    /// `[block][row][32]`
-    pub(super) codes: Vec<i8>,
+    /// `[block][row]`
+    codes: Vec<Codes>,
     /// `[block][row]`
     pub(super) scales: Vec<f32>,
     /// What the sums of codes contribute to a product, by what is added to the codes of the weights.
@@ -41,13 +42,23 @@ pub(super) struct Offsets {
     pub(super) of_min: f32,
 }
 
+/// Those of a block, within a cache line: tiles are loaded half as fast across two.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(32))]
+struct Codes([i8; BLOCK]);
+
 impl QuantRows {
+    /// `[block][row][32]`
+    pub(super) fn codes(&self) -> &[i8] {
+        bytemuck::cast_slice(&self.codes)
+    }
+
     /// Makes room for `rows` rows of `cols` inputs, a multiple of 32; allocates only if there never was as
     /// much.
     pub(super) fn resize(&mut self, rows: usize, cols: usize) {
         assert!(cols.is_multiple_of(BLOCK), "{cols} inputs are not whole blocks");
         (self.rows, self.blocks) = (rows, cols / BLOCK);
-        self.codes.resize(rows * cols, 0);
+        self.codes.resize(rows * self.blocks, Codes::zeroed());
         self.scales.resize(rows * self.blocks, 0.0);
         self.offsets.resize(rows * self.blocks, Offsets::default());
     }
@@ -71,12 +82,12 @@ impl QuantRows {
         }
         // At least so many that it pays to wake a thread, and that a row is read a page's half at a time.
         let blocks_min = (PARALLEL_MIN / (rows * BLOCK)).max(16).min(self.blocks);
-        let codes = self.codes.chunks_mut(blocks_min * rows * BLOCK);
+        let codes = self.codes.chunks_mut(blocks_min * rows);
         let scales = self.scales.chunks_mut(blocks_min * rows);
         let offsets = self.offsets.chunks_mut(blocks_min * rows);
         let mut parts: SmallVec<[_; 16]> = codes.zip(scales.zip(offsets)).collect();
         let quantize =
-            |index: usize, (codes, (scales, offsets)): &mut (&mut [i8], (&mut [f32], &mut [Offsets]))| {
+            |index: usize, (codes, (scales, offsets)): &mut (&mut [Codes], (&mut [f32], &mut [Offsets]))| {
                 quantize_blocks(isa, &x[index * blocks_min * BLOCK..], cols, rows, codes, scales, offsets);
             };
         if x.len() >= PARALLEL_MIN {
@@ -96,7 +107,7 @@ dispatched!(
         x: &[f32],
         stride: usize,
         rows: usize,
-        codes: &mut [i8],
+        codes: &mut [Codes],
         scales: &mut [f32],
         offsets: &mut [Offsets],
     ) = quantize_body
@@ -107,11 +118,10 @@ fn quantize_body(
     x: &[f32],
     stride: usize,
     rows: usize,
-    codes: &mut [i8],
+    codes: &mut [Codes],
     scales: &mut [f32],
     offsets: &mut [Offsets],
 ) {
-    let codes = codes.as_chunks_mut::<BLOCK>().0;
     let blocks = scales.len() / rows;
     let (mut row, mut block) = (0, 0);
     for _ in 0..scales.len() {
@@ -143,7 +153,7 @@ fn quantize_body(
         }
         let halves = [folded(halves[0], |a, b| a + b), folded(halves[1], |a, b| a + b)];
         for k in 0..BLOCK {
-            codes[at][k] = rounded[k] as i8;
+            codes[at].0[k] = rounded[k] as i8;
         }
         let sum = halves[0] + halves[1];
         scales[at] = scale;
@@ -203,7 +213,7 @@ mod tests {
                     let max = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
                     let at = block * 5 + row;
                     assert_eq!(rows.scales[at], max / 127.0);
-                    let codes = &rows.codes[at * 32..][..32];
+                    let codes = &rows.codes()[at * 32..][..32];
                     for (code, value) in codes.iter().zip(values) {
                         assert_eq!(*code, (value * (127.0 / max)).round_ties_even() as i8);
                     }
@@ -215,7 +225,7 @@ mod tests {
                     assert_eq!(offsets.of_min, -(rows.scales[at] * (low + high) as f32));
                 }
             }
-            let all = (rows.codes, rows.scales, rows.offsets);
+            let all = (rows.codes().to_vec(), rows.scales, rows.offsets);
             assert_eq!(*expected.get_or_insert_with(|| all.clone()), all, "{}", isa.name());
         }
     }
@@ -240,7 +250,7 @@ mod tests {
         let mut x = [0.0; 64];
         x[40] = f32::from_bits(1);
         rows.quantize(Isa::detect(), &Team::new(1).unwrap(), &x);
-        assert!(rows.codes.iter().all(|&code| code == 0));
+        assert!(rows.codes().iter().all(|&code| code == 0));
         assert!(rows.scales.iter().all(|scale| scale.abs() < 1e-40));
     }
 }

@@ -56,12 +56,10 @@ struct Scratch {
     weights: Values,
     /// Packed weights.
     packed: Values,
-    /// The products of a block, row after row.
+    /// The products of a block, in rows of whole panels.
     products: Values,
     /// Those of the second matrix of a pair.
     seconds: Values,
-    /// The products with panels, `[panel][row][16]`.
-    panels: Values,
 }
 
 thread_local! {
@@ -79,6 +77,8 @@ pub(super) struct Input<'a> {
     pub(super) packed: Option<&'a [f32]>,
     /// Rounded to bfloat16 and packed by [`round`], if weights are to be multiplied in tiles.
     pub(super) rounded: Option<(Amx, &'a [u32])>,
+    /// Whether there are tiles.
+    pub(super) tiles: bool,
 }
 
 impl Input<'_> {
@@ -89,7 +89,7 @@ impl Input<'_> {
             Tiling { row_borders, borders, row_block, col_block, order }
         };
         // A few rows are a matter of memory, not of caches: small blocks are divided among threads more evenly.
-        if self.rounded.is_some() && self.x.rows > FEW_ROWS && weight.has_bf16() {
+        if self.tiles && self.x.rows > FEW_ROWS && (self.rounded.is_some() || self.quantized.is_some()) {
             // Longer rows are cut into chunks, and come from further away for each block.
             let columns =
                 if weight.cols() <= amx::floats::CHUNK_INPUTS { TILE_COLUMNS } else { 2 * TILE_COLUMNS };
@@ -128,11 +128,11 @@ pub(super) fn product(
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
     for_each_block(team, y, input.tiling(team, weight, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { weights, packed, products, panels, .. } = scratch;
-            compute(isa, weight, input, &block, [weights, packed, panels], products);
+            let Scratch { weights, packed, products, .. } = scratch;
+            let stride = compute(isa, weight, input, &block, [weights, packed], products);
             let columns = block.place.columns.clone();
             for row in 0..block.place.rows.len() {
-                finish(block.row(row), &products[row * columns.len()..][..columns.len()], columns.clone());
+                finish(block.row(row), &products[row * stride..][..columns.len()], columns.clone());
             }
         });
     });
@@ -156,81 +156,69 @@ pub(super) fn product_of_two(
     let parallel = x.rows * x.cols * y.cols >= PARALLEL_MIN;
     for_each_block(team, y, input.tiling(team, first, &[x.rows]), parallel, |mut block| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { weights, packed, products, seconds, panels } = scratch;
-            compute(isa, first, input, &block, [weights, packed, panels], products);
-            compute(isa, second, input, &block, [weights, packed, panels], seconds);
+            let Scratch { weights, packed, products, seconds } = scratch;
+            let stride = compute(isa, first, input, &block, [weights, packed], products);
+            compute(isa, second, input, &block, [weights, packed], seconds);
             let count = block.place.columns.len();
             for row in 0..block.place.rows.len() {
-                let at = row * count;
+                let at = row * stride;
                 finish(block.row(row), &products[at..][..count], &seconds[at..][..count]);
             }
         });
     });
 }
 
-/// The products of one block, row after row.
+/// The products of one block, in rows of whole panels: how many values lie between two rows is returned.
 fn compute(
     isa: Isa,
     weight: &CpuMatrix,
     input: &Input<'_>,
     block: &Block<'_>,
-    [unpacked, packed, by_panel]: [&mut Values; 3],
+    [unpacked, packed]: [&mut Values; 2],
     products: &mut Values,
-) {
+) -> usize {
     let (rows, cols) = (block.place.rows.clone(), weight.cols());
     let (segment, outputs) = weight.segment(block.place.run, block.place.columns.clone());
     let columns = outputs.len();
-    products.resize(rows.len() * columns);
+    let stride = columns.next_multiple_of(PANEL);
+    products.resize(rows.len() * stride);
     match segment {
         Segment::Stored(stored) => {
             if let Some((amx, x)) = input.rounded
                 && let Some(w) = stored.bf16_rows(outputs.clone(), cols, unpacked)
             {
                 let (x_rows, w_rows) = (input.x.rows, columns);
-                let (out, out_stride, room) = (products, columns, packed);
+                let (out, out_stride, room) = (products, stride, packed);
                 let mut job = TileProduct { x, x_rows, rows, w, w_rows, k: cols, out, out_stride, room };
                 amx::floats::product(amx, &mut job);
-                return;
+                return stride;
             }
             let weights = stored.in_place(outputs.clone(), cols).unwrap_or_else(|| {
                 unpacked.resize(outputs.len() * cols);
                 stored.unpack(isa, outputs.clone(), cols, unpacked);
                 Weights::F32(unpacked)
             });
-            float_products(isa, input, rows, weights, outputs.len(), packed, products);
+            float_products(isa, input, rows, weights, [columns, stride], packed, products);
         }
         Segment::Panels(panels) => match input.quantized {
             Some(quantized) => {
                 let wanted = outputs.start / PANEL..outputs.end.div_ceil(PANEL);
-                by_panel.resize(wanted.len() * rows.len().min(NEAR_ROWS) * PANEL);
+                // Sums that tiles leave in registers need not stay near.
+                let near = if input.tiles { TILE_ROWS } else { NEAR_ROWS };
                 let mut start = rows.start;
                 let mut products = &mut products[..];
                 while start < rows.end {
                     let count = match rows.end - start {
                         left @ ..=panel_dots::TILE_ROWS => left,
                         // What is not a whole tile comes last, alone.
-                        left => left.min(NEAR_ROWS) / panel_dots::TILE_ROWS * panel_dots::TILE_ROWS,
+                        left => left.min(near) / panel_dots::TILE_ROWS * panel_dots::TILE_ROWS,
                     };
-                    let rows = start..start + count;
-                    let (here, behind) = products.split_at_mut(count * columns);
-                    (start, products) = (rows.end, behind);
-                    let x_rows = rows.len();
-                    let mut job = Product {
-                        weights: panels,
-                        panels: wanted.clone(),
-                        x: quantized,
-                        rows,
-                        out: by_panel,
-                    };
+                    let (here, behind) = products.split_at_mut(count * stride);
+                    let (panels, weights, rows) = (wanted.clone(), panels, start..start + count);
+                    let mut job =
+                        Product { weights, panels, x: quantized, rows, out: here, out_stride: stride };
                     panel_dots::product(isa, &mut job);
-                    for panel in 0..wanted.len() {
-                        let first = panel * PANEL;
-                        let count = PANEL.min(columns - first);
-                        for row in 0..x_rows {
-                            let from = &by_panel[(panel * x_rows + row) * PANEL..][..count];
-                            here[row * columns + first..][..count].copy_from_slice(from);
-                        }
-                    }
+                    (start, products) = (start + count, behind);
                 }
             }
             // Exact activations: the weights' decoded values, as if they were stored so.
@@ -239,19 +227,20 @@ fn compute(
                 for (row, out) in outputs.clone().zip(unpacked.chunks_exact_mut(cols)) {
                     panels.unpack_row(row, out);
                 }
-                float_products(isa, input, rows, Weights::F32(unpacked), outputs.len(), packed, products);
+                float_products(isa, input, rows, Weights::F32(unpacked), [columns, stride], packed, products);
             }
         },
     }
+    stride
 }
 
-/// The products of some rows with `w_rows` rows of weights, in floats.
+/// The products of some rows with `w_rows` rows of weights, in floats, in rows of `stride` values.
 fn float_products(
     isa: Isa,
     input: &Input<'_>,
     rows: Range<usize>,
     weights: Weights<'_>,
-    w_rows: usize,
+    [w_rows, stride]: [usize; 2],
     packed: &mut Values,
     products: &mut [f32],
 ) {
@@ -266,7 +255,7 @@ fn float_products(
             w_stride: cols,
             k: cols,
             out: products,
-            out_stride: w_rows,
+            out_stride: stride,
         };
         dots::dots(isa, &mut job);
         return;
@@ -286,7 +275,7 @@ fn float_products(
             w_rows,
             k,
             out: products,
-            out_stride: w_rows,
+            out_stride: stride,
         };
         dots::packed_dots(isa, &mut job);
     }

@@ -16,10 +16,10 @@ use super::panels::{BLOCK, PANEL, Panels, SCALE_BYTES, code_bytes, super_bytes};
 use crate::quant::BlockFormat;
 
 /// Bytes of one group of four inputs of a panel.
-pub(super) const GROUP_BYTES: usize = PANEL * 4;
+const GROUP_BYTES: usize = PANEL * 4;
 
 /// Bytes of codes asked for before they are used: what arrives while one line is waited for, several times over.
-pub(super) const AHEAD: usize = 2048;
+const AHEAD: usize = 2048;
 
 /// Panels that are read side by side for a few rows: a core waits for memory less when it asks in several
 /// places.
@@ -45,8 +45,10 @@ pub(super) struct Product<'a> {
     pub(super) x: &'a QuantRows,
     /// Which of them.
     pub(super) rows: Range<usize>,
-    /// The results, `[panel][row][16]`.
+    /// The results: row after row, sixteen values for each panel.
     pub(super) out: &'a mut [f32],
+    /// Values from one row of results to the next.
+    pub(super) out_stride: usize,
 }
 
 /// Where everything is that the inner loop reads: in registers, not behind a reference that a store might
@@ -76,8 +78,9 @@ fn check(job: &Product<'_>) {
     let (blocks, rows) = (job.x.blocks(), job.x.rows());
     assert_eq!(blocks * BLOCK, job.weights.cols(), "panels: inputs");
     assert!(job.rows.end <= rows, "panels: rows");
-    assert!(job.out.len() >= job.panels.len() * job.rows.len() * PANEL, "panels: results");
-    assert_eq!(job.x.codes.len(), rows * blocks * BLOCK, "panels: activations");
+    assert!(job.out_stride >= job.panels.len() * PANEL, "panels: results");
+    assert!(job.out.len() >= job.rows.len() * job.out_stride, "panels: results");
+    assert_eq!(job.x.codes().len(), rows * blocks * BLOCK, "panels: activations");
     assert_eq!((job.x.scales.len(), job.x.offsets.len()), (rows * blocks, rows * blocks));
 }
 
@@ -934,14 +937,16 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
     first: usize,
 ) {
     let (count, rows, blocks) = (job.rows.len(), job.x.rows(), job.x.blocks());
-    let out = &mut job.out[(first - job.panels.start) * count * PANEL..][..G * N * count * PANEL];
-    out.fill(0.0);
-    let out = out.as_mut_ptr();
+    let (stride, column) = (job.out_stride, (first - job.panels.start) * PANEL);
+    for row in 0..count {
+        job.out[row * stride + column..][..G * N * PANEL].fill(0.0);
+    }
+    let out = job.out[column..].as_mut_ptr();
     let code_bytes = const { C::BYTES };
     let (blocks_ahead, panel_bytes) = (const { AHEAD / C::BYTES }, job.weights.panel_bytes());
     // SAFETY: the caller's; each pointer stays inside the part of its panel or of the activations.
     unsafe {
-        let x_codes = job.x.codes.as_ptr().add(job.rows.start * BLOCK);
+        let x_codes = job.x.codes().as_ptr().add(job.rows.start * BLOCK);
         let x_scales = job.x.scales.as_ptr().add(job.rows.start);
         let x_offsets = job.x.offsets.as_ptr().add(job.rows.start);
         // The first group's; the others' lie the same way, so many bytes on.
@@ -995,11 +1000,11 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
                         scale: x_scales.add(block * rows),
                         offsets: x_offsets.add(block * rows),
                     };
-                    let mut sums = out.add(group * N * count * PANEL + column);
+                    let mut sums = out.add(group * N * PANEL + column);
                     for _ in 0..count {
                         let products = F::products::<S, N>(row, &codes);
                         for n in 0..N {
-                            let sums = sums.add(n * count * PANEL);
+                            let sums = sums.add(n * PANEL);
                             S::store(F::sum::<S>(row, products[n], scales[n], S::floats(sums)), sums);
                         }
                         row = Row {
@@ -1007,7 +1012,7 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
                             scale: row.scale.add(1),
                             offsets: row.offsets.add(1),
                         };
-                        sums = sums.add(PANEL);
+                        sums = sums.add(stride);
                     }
                     column += S::COLUMNS;
                 }
@@ -1027,7 +1032,8 @@ mod tests {
         // A guard behind the results.
         let mut out = vec![7.25; rows.len() * PANEL + 16];
         let count = rows.len() * PANEL;
-        product(isa, &mut Product { weights: panels, panels: 0..1, x, rows, out: &mut out });
+        let (weights, panels, out_stride) = (panels, 0..1, PANEL);
+        product(isa, &mut Product { weights, panels, x, rows, out: &mut out, out_stride });
         assert!(out[count..].iter().all(|&v| v == 7.25), "wrote outside its results");
         out.truncate(count);
         out
@@ -1086,7 +1092,7 @@ mod tests {
                                 let (mut sum, mut size) = (0.0f64, 0.0f64);
                                 for k in 0..cols {
                                     let at = k / 32 * rows + row;
-                                    let x = f64::from(quantized.codes[at * 32 + k % 32])
+                                    let x = f64::from(quantized.codes()[at * 32 + k % 32])
                                         * f64::from(quantized.scales[at]);
                                     let term = x * f64::from(weights[column * cols + k]);
                                     sum += term;
@@ -1133,18 +1139,27 @@ mod tests {
     fn several_panels_are_what_each_is_alone() {
         for format in BlockFormat::ALL {
             let cols = format.block_len();
-            let panels = pack(format, 16 * 3, cols, &wild(format, 16 * 3, cols));
+            let all = pack(format, 16 * 3, cols, &wild(format, 16 * 3, cols));
             let x = noise(2 * cols, 4);
             for isa in Isa::available() {
                 let x = quantized(isa, &x, 2, cols);
-                let run = |panels_wanted: Range<usize>| {
-                    let mut out = vec![7.25; panels_wanted.len() * 2 * PANEL];
-                    let (weights, panels, rows) = (&panels, panels_wanted, 0..2);
-                    product(isa, &mut Product { weights, panels, x: &x, rows, out: &mut out });
-                    out
+                let run = |panels: Range<usize>| {
+                    // A guard behind each row.
+                    let out_stride = panels.len() * PANEL + 3;
+                    let mut out = vec![7.25; 2 * out_stride];
+                    let (weights, count) = (&all, out_stride - 3);
+                    product(
+                        isa,
+                        &mut Product { weights, panels, x: &x, rows: 0..2, out: &mut out, out_stride },
+                    );
+                    out.chunks_exact(out_stride).for_each(|row| assert_eq!(row[count..], [7.25; 3]));
+                    [out[..count].to_vec(), out[out_stride..][..count].to_vec()]
                 };
-                assert_eq!(run(0..3), [run(0..1), run(1..2), run(2..3)].concat(), "{format}");
-                assert_eq!(run(1..3), [run(1..2), run(2..3)].concat(), "{format}");
+                let side_by_side = |parts: &[[Vec<f32>; 2]]| {
+                    [0, 1].map(|row| parts.iter().flat_map(|part| part[row].clone()).collect::<Vec<f32>>())
+                };
+                assert_eq!(run(0..3), side_by_side(&[run(0..1), run(1..2), run(2..3)]), "{format}");
+                assert_eq!(run(1..3), side_by_side(&[run(1..2), run(2..3)]), "{format}");
             }
         }
     }

@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use super::super::panel_dots::{
-    AHEAD, Avx512, Bits4, Bits5, Bits6, Bits8, Codes, GROUPS, OneScale, Product, Row, ScaleAndMin, Scaling,
+    Avx512, Bits4, Bits5, Bits6, Bits8, Codes, GROUPS, OneScale, Product, Row, ScaleAndMin, Scaling,
     TwoScales,
 };
 use super::super::panels::{BLOCK, PANEL, SCALE_BYTES};
@@ -72,17 +72,22 @@ unsafe fn panels_of<C: Codes, F: Scaling>(amx: Amx, job: &mut Product<'_>) {
         for (index, panel) in job.panels.clone().enumerate() {
             // SAFETY: the panel exists, and there is room for its blocks.
             unsafe { unpack::<C, F>(job, panel, codes, scales) };
+            let (panel_bytes, lines) = (job.weights.panel_bytes(), job.weights.panel_bytes() / 64);
+            let next = job.weights.panel(panel).codes.as_ptr().wrapping_add(panel_bytes);
             for row in (0..count).step_by(TILE) {
-                let out = &mut job.out[(index * count + row) * PANEL..][..TILE * PANEL];
+                let out = &mut job.out[row * job.out_stride + index * PANEL..];
                 let at = job.rows.start + row;
                 // SAFETY: sixteen rows from there on exist, as the caller has checked.
                 unsafe {
                     let x = Row {
-                        codes: job.x.codes.as_ptr().add(at * BLOCK),
+                        codes: job.x.codes().as_ptr().add(at * BLOCK),
                         scale: job.x.scales.as_ptr().add(at),
                         offsets: job.x.offsets.as_ptr().add(at),
                     };
-                    tile::<F>(x, rows, blocks, codes, scales, out);
+                    // The next panel arrives meanwhile, at most a line for each block of these rows.
+                    let line = row / TILE * blocks;
+                    let ahead = (next.wrapping_add(line * 64), lines.saturating_sub(line));
+                    tile::<F>(x, rows, blocks, codes, scales, ahead, out, job.out_stride);
                 }
             }
         }
@@ -100,10 +105,6 @@ unsafe fn unpack<C: Codes, F: Scaling>(job: &Product<'_>, panel: usize, codes: *
         // SAFETY: the caller's: the panel has all its blocks, and so has the room.
         unsafe {
             let from = panel.codes.as_ptr().add(block * code_bytes);
-            // The hardware's own prefetching stops at each page.
-            for line in 0..code_bytes / 64 {
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + 64 * line).cast());
-            }
             let groups = C::unpack::<Avx512>(from);
             let to = codes.add(block * GROUPS * TILE_BYTES);
             for group in 0..GROUPS {
@@ -128,7 +129,9 @@ unsafe fn tile<F: Scaling>(
     blocks: usize,
     codes: *const u8,
     scales: *const f32,
+    (ahead, lines): (*const u8, usize),
     out: &mut [f32],
+    out_stride: usize,
 ) {
     // Products take some fifty cycles, and a load finds what a tile has stored only when the store has left the
     // core's buffers. So the products of the block after the next are under way, in other tiles, and those of
@@ -140,6 +143,9 @@ unsafe fn tile<F: Scaling>(
         let codes_of = |block: usize| codes.add(block * GROUPS * TILE_BYTES);
         let x_of = |block: usize| x.codes.add(block * rows * BLOCK);
         let scale = |sums: &mut [__m512; TILE], block: usize, ints: &Ints| {
+            if block < lines {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(block * 64).cast());
+            }
             let scales = scales.add(block * SCALES).cast::<F::Scales<Avx512>>().read();
             for row in 0..TILE {
                 let x = Row {
@@ -175,7 +181,7 @@ unsafe fn tile<F: Scaling>(
         }
     }
     for row in 0..TILE {
-        let Some(out) = out[row * PANEL..].first_chunk_mut::<PANEL>() else { unreachable!() };
+        let Some(out) = out[row * out_stride..].first_chunk_mut::<PANEL>() else { unreachable!() };
         // SAFETY: there is room for sixteen values.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sums[row]) };
     }
