@@ -16,8 +16,8 @@ pub(crate) struct Args {
     /// Threads of the parallel measurements; 0 takes all cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Bytes streamed through, in MiB: many times the last-level cache.
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    /// Bytes streamed through, in MiB; 0 takes four times the last-level cache, at least 1,024 and at most 4,096.
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
     mebibytes: usize,
     /// Passes; the best and the median are given.
     #[arg(long, value_name = "N", default_value_t = 9)]
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ensure!(args.repetitions > 0 && args.mebibytes > 0, "nothing to measure");
+    ensure!(args.repetitions > 0, "nothing to measure");
     let threads = match args.threads {
         0 => std::thread::available_parallelism()?.get(),
         threads => threads,
@@ -55,8 +55,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// With less, some of it would still be in the cache when it is read again.
+fn bytes(args: &Args) -> usize {
+    let mebibytes = match args.mebibytes {
+        0 => (4 * last_level_cache().unwrap_or(0) >> 20).clamp(1 << 10, 1 << 12),
+        mebibytes => mebibytes,
+    };
+    mebibytes << 20
+}
+
+/// Bytes of the largest cache, where Linux says so.
+fn last_level_cache() -> Option<usize> {
+    let size = |index: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        let size = std::fs::read_to_string(path).ok()?;
+        Some(size.trim().strip_suffix('K')?.parse::<usize>().ok()? << 10)
+    };
+    (0..5).filter_map(size).max()
+}
+
 fn memory_read(args: &Args, counts: &[usize]) -> Result<()> {
-    let bytes = args.mebibytes << 20;
+    let bytes = bytes(args);
     let mut source = buffer(bytes)?;
     source.fill(1);
     for &threads in counts {
@@ -70,7 +89,7 @@ fn memory_read(args: &Args, counts: &[usize]) -> Result<()> {
 
 /// Bytes copied; the memory sees each at least twice.
 fn memcpy(args: &Args, counts: &[usize]) -> Result<()> {
-    let bytes = args.mebibytes << 20;
+    let bytes = bytes(args);
     let (mut source, mut target) = (buffer(bytes)?, buffer(bytes)?);
     source.fill(1);
     target.fill(2);

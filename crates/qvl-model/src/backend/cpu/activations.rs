@@ -45,7 +45,7 @@ pub(super) struct Offsets {
 /// Those of a block, within a cache line: tiles are loaded half as fast across two.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C, align(32))]
-struct Codes([i8; BLOCK]);
+pub(super) struct Codes([i8; BLOCK]);
 
 impl QuantRows {
     /// `[block][row][32]`
