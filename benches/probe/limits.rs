@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// With less, some of it would still be in the cache when it is read again.
 fn bytes(args: &Args) -> usize {
     let mebibytes = match args.mebibytes {
-        0 => (4 * last_level_cache().unwrap_or(0) >> 20).clamp(1 << 10, 1 << 12),
+        0 => ((4 * last_level_cache().unwrap_or(0)) >> 20).clamp(1 << 10, 1 << 12),
         mebibytes => mebibytes,
     };
     mebibytes << 20

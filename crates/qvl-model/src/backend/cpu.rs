@@ -2,8 +2,7 @@
 //! a pool of threads.
 //!
 //! How each result is accumulated is fixed by the shape of one row (see the kernels), so neither the rows
-//! beside it, nor the number of threads, nor the instruction set changes a bit of it: multiplication and
-//! addition stay two roundings everywhere.
+//! beside it nor the number of threads change a bit of it. Instruction sets differ in rounding.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]

@@ -78,7 +78,8 @@ pub struct CpuOptions {
     /// The vision tower's weights; [`Q4`](WeightFormat::Q4) keeps them in 8 bits too.
     pub vision_weights: WeightFormat,
     /// Activations, keys and values in f32 throughout, whatever the weights are: the mode of the parity tests.
-    /// Without it, activations meet quantised weights in 8 bits, and keys and values are kept in bfloat16.
+    /// Without it, activations meet quantised weights in 8 bits, keys and values are kept in bfloat16, and where there
+    /// is AMX activations meet bfloat16 weights, and each other in attention, in bfloat16.
     pub exact: bool,
 }
 

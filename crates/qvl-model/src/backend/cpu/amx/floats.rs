@@ -1,9 +1,10 @@
 //! Products of activations with bfloat16 weights in tiles.
 //!
-//! The first operand of an instruction is sixteen rows of weights where the checkpoint has them, the second the
-//! activations of up to sixteen rows, rounded to bfloat16 and laid out in pairs of inputs by [`pack`]. Results
-//! have the weights' rows one below the other and are turned round on their way out. A result is summed over
-//! the inputs 32 by 32 in ascending order, however many rows there are.
+//! The first operand of an instruction is sixteen rows of weights, the second the activations of up to sixteen rows,
+//! rounded to bfloat16 and laid out in pairs of inputs by [`pack`]. For a few rows of activations the weights are
+//! read where the checkpoint has them, for more they are gathered first. Results have the weights' rows one
+//! below the other and are turned round on their way out. A result is summed over the inputs 32 by 32 in
+//! ascending order, however many rows there are.
 
 #![expect(
     unsafe_code,
@@ -260,7 +261,7 @@ impl Operand {
     fn new(job: &TileProduct<'_>, first: usize, height: usize, rest: &mut Rest) -> Self {
         let (row_bytes, steps) = (2 * job.k, job.k / DEPTH);
         let rows = &job.w[first * row_bytes..][..height * row_bytes];
-        let has_rest = job.k % DEPTH > 0;
+        let has_rest = !job.k.is_multiple_of(DEPTH);
         if has_rest {
             for (row, rest) in rows.chunks_exact(row_bytes).zip(rest.0.chunks_exact_mut(TILE_BYTES)) {
                 let from = &row[steps * TILE_BYTES..];
