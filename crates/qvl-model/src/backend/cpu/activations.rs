@@ -1,6 +1,9 @@
 //! Activations in 8 bits, for the products with quantised weights.
 
-#![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")
+)]
 
 use bytemuck::{Pod, Zeroable};
 use smallvec::SmallVec;

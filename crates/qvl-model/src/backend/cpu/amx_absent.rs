@@ -1,10 +1,14 @@
 //! What there is of `amx.rs` on architectures without tiles: a proof that cannot be had.
 
+#![allow(dead_code, reason = "what only a CPU with tiles reads")]
+
+use std::convert::Infallible;
+
 use super::isa::Isa;
 
 /// Proof that this CPU has AMX; nothing else has.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Amx {}
+pub(super) struct Amx(Infallible);
 
 impl Amx {
     pub(super) fn of(_: Isa) -> Option<Self> {
@@ -41,11 +45,11 @@ pub(super) mod floats {
     }
 
     pub(in crate::backend::cpu) fn pack(amx: Amx, _: &[f32], _: usize, _: usize, _: usize, _: &mut [u32]) {
-        match amx {}
+        match amx.0 {}
     }
 
     pub(in crate::backend::cpu) fn product(amx: Amx, _: &mut TileProduct<'_>) {
-        match amx {}
+        match amx.0 {}
     }
 }
 
@@ -86,7 +90,7 @@ pub(super) mod attention {
         _: usize,
         _: &mut [f32],
     ) {
-        match amx {}
+        match amx.0 {}
     }
 
     pub(in crate::backend::cpu) fn forget(_: PageShape, _: usize, _: &mut [f32]) {
@@ -94,7 +98,7 @@ pub(super) mod attention {
     }
 
     pub(in crate::backend::cpu) fn attend(amx: Amx, _: &mut Attend<'_>) {
-        match amx {}
+        match amx.0 {}
     }
 }
 
@@ -103,6 +107,6 @@ pub(super) mod bytes {
     use super::Amx;
 
     pub(in crate::backend::cpu) fn product(amx: Amx, _: &mut Product<'_>) {
-        match amx {}
+        match amx.0 {}
     }
 }

@@ -6,7 +6,10 @@
 //! equal bit for bit at every level; `tests` below checks that. Where speed asks for fused instructions, in the
 //! dot products and in attention, bodies are generic over [`Lanes`] and levels differ in rounding.
 
-#![expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calling a function compiled for an instruction set that was detected")
+)]
 
 use super::isa::dispatched;
 

@@ -124,6 +124,7 @@ pub(super) trait Simd: Copy {
         first: usize,
         x: *const i8,
     ) -> [Self::Ints; P];
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles store what is loaded so"))]
     unsafe fn ints(from: *const i32) -> Self::Ints;
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats;
     unsafe fn splat(from: *const f32) -> Self::Floats;
@@ -705,6 +706,7 @@ impl Codes for Bits6 {
 }
 
 /// How the integer products of a block become floats.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some of it is for tiles"))]
 pub(super) trait Scaling {
     /// Bytes of the scales of the scales of 256 inputs.
     const SUPER_BYTES: usize;
