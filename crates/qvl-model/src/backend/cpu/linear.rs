@@ -215,8 +215,8 @@ fn compute(
                     };
                     let (here, behind) = products.split_at_mut(count * stride);
                     let (panels, weights, rows) = (wanted.clone(), panels, start..start + count);
-                    let mut job =
-                        Product { weights, panels, x: quantized, rows, out: here, out_stride: stride };
+                    let (x, out, out_stride, room) = (quantized, here, stride, &mut *packed);
+                    let mut job = Product { weights, panels, x, rows, out, out_stride, room };
                     panel_dots::product(isa, &mut job);
                     (start, products) = (start + count, behind);
                 }

@@ -13,6 +13,7 @@ use super::activations::{Offsets, QuantRows};
 use super::amx::{self, Amx};
 use super::isa::{Isa, dispatched};
 use super::panels::{BLOCK, PANEL, Panels, SCALE_BYTES, code_bytes, super_bytes};
+use crate::backend::mat::Values;
 use crate::quant::BlockFormat;
 
 /// Bytes of one group of four inputs of a panel.
@@ -49,6 +50,8 @@ pub(super) struct Product<'a> {
     pub(super) out: &'a mut [f32],
     /// Values from one row of results to the next.
     pub(super) out_stride: usize,
+    /// Room to work in.
+    pub(super) room: &'a mut Values,
 }
 
 /// Where everything is that the inner loop reads: in registers, not behind a reference that a store might
@@ -65,12 +68,22 @@ pub(super) fn product(isa: Isa, job: &mut Product<'_>) {
     check(job);
     match Amx::of(isa) {
         Some(amx) if job.rows.len().is_multiple_of(TILE_ROWS) => amx::bytes::product(amx, job),
-        _ => vectors(isa, job),
+        _ => {
+            // Sums of one panel lie together: where the distance of two rows is no constant, the compiler makes
+            // vectors across rows of the portable code, with three times as many instructions.
+            job.room.resize(job.panels.len() * job.rows.len() * PANEL);
+            vectors(isa, job);
+            for (panel, sums) in job.room.chunks_exact(job.rows.len() * PANEL).enumerate() {
+                for (row, sums) in sums.chunks_exact(PANEL).enumerate() {
+                    job.out[row * job.out_stride + panel * PANEL..][..PANEL].copy_from_slice(sums);
+                }
+            }
+        }
     }
 }
 
 dispatched!(
-    /// The same in vectors.
+    /// The same in vectors, `[panel][row][16]`, in the room that the job has.
     fn vectors(job: &mut Product<'_>) = run::<Portable>, run::<Avx2>, run::<Avx512>
 );
 
@@ -722,13 +735,17 @@ pub(super) trait Scaling {
     /// The scales of one block and what they are multiples of, both from the wanted columns on.
     unsafe fn scales<S: Simd>(scales: *const u8, supers: *const u8, column: usize) -> Self::Scales<S>;
 
-    /// The integer products of a block with a row's activations, for each of `P` panels.
-    unsafe fn products<S: Simd, const P: usize>(
+    /// Adds to each of `P` panels' sums, `stride` values apart, the scaled product of a block with a row's
+    /// activations.
+    unsafe fn add<S: Simd, const P: usize>(
         row: Row,
         codes: &[[S::Bytes; GROUPS]; P],
-    ) -> [Self::Products<S>; P];
+        scales: &[Self::Scales<S>; P],
+        sums: *mut f32,
+        stride: usize,
+    );
 
-    /// The same for one panel, from where they were stored: 16 integers for each part, `stride` integers apart.
+    /// The integer products of a block of one panel, from where they were stored: 16 integers for each part, `stride` integers apart.
     unsafe fn load<S: Simd>(products: *const i32, stride: usize) -> Self::Products<S>;
 
     /// The sums of a panel with them added, scaled.
@@ -761,12 +778,22 @@ impl<const BITS: u32> Scaling for OneScale<BITS> {
     }
 
     #[inline(always)]
-    unsafe fn products<S: Simd, const P: usize>(row: Row, codes: &[[S::Bytes; GROUPS]; P]) -> [S::Ints; P] {
-        // SAFETY: the caller's: a block of a row is there.
+    unsafe fn add<S: Simd, const P: usize>(
+        row: Row,
+        codes: &[[S::Bytes; GROUPS]; P],
+        scales: &[S::Floats; P],
+        sums: *mut f32,
+        stride: usize,
+    ) {
+        // SAFETY: the caller's: a block of a row is there, and sums of each panel.
         unsafe {
             let offsets = row.offsets;
             let offset = if BITS == 8 { &raw const (*offsets).of_128 } else { &raw const (*offsets).of_8 };
-            S::dot::<BITS, GROUPS, P>(offset, codes, 0, row.codes)
+            let ints = S::dot::<BITS, GROUPS, P>(offset, codes, 0, row.codes);
+            for panel in 0..P {
+                let sum = sums.add(panel * stride);
+                S::store(Self::sum::<S>(row, ints[panel], scales[panel], S::floats(sum)), sum);
+            }
         }
     }
 
@@ -806,9 +833,21 @@ impl<const BITS: u32> Scaling for ScaleAndMin<BITS> {
     }
 
     #[inline(always)]
-    unsafe fn products<S: Simd, const P: usize>(row: Row, codes: &[[S::Bytes; GROUPS]; P]) -> [S::Ints; P] {
-        // SAFETY: the caller's: a block of a row is there.
-        unsafe { S::dot::<BITS, GROUPS, P>(&raw const (*row.offsets).none, codes, 0, row.codes) }
+    unsafe fn add<S: Simd, const P: usize>(
+        row: Row,
+        codes: &[[S::Bytes; GROUPS]; P],
+        scales: &[(S::Floats, S::Floats); P],
+        sums: *mut f32,
+        stride: usize,
+    ) {
+        // SAFETY: the caller's: a block of a row is there, and sums of each panel.
+        unsafe {
+            let ints = S::dot::<BITS, GROUPS, P>(&raw const (*row.offsets).none, codes, 0, row.codes);
+            for panel in 0..P {
+                let sum = sums.add(panel * stride);
+                S::store(Self::sum::<S>(row, ints[panel], scales[panel], S::floats(sum)), sum);
+            }
+        }
     }
 
     #[inline(always)]
@@ -851,21 +890,23 @@ impl Scaling for TwoScales {
     }
 
     #[inline(always)]
-    unsafe fn products<S: Simd, const P: usize>(
+    unsafe fn add<S: Simd, const P: usize>(
         row: Row,
         codes: &[[S::Bytes; GROUPS]; P],
-    ) -> [(S::Ints, S::Ints); P] {
-        // SAFETY: the caller's: a block of a row is there.
+        scales: &[(S::Floats, S::Floats); P],
+        sums: *mut f32,
+        stride: usize,
+    ) {
+        // SAFETY: the caller's: a block of a row is there, and sums of each panel.
         unsafe {
             let offsets = (&raw const (*row.offsets).of_32).cast::<i32>();
             let x = row.codes;
             let low = S::dot::<6, { GROUPS / 2 }, P>(offsets, codes, 0, x);
             let high = S::dot::<6, { GROUPS / 2 }, P>(offsets.add(1), codes, GROUPS / 2, x.add(BLOCK / 2));
-            let mut both = [(low[0], high[0]); P];
-            for panel in 1..P {
-                both[panel] = (low[panel], high[panel]);
+            for panel in 0..P {
+                let (sum, both) = (sums.add(panel * stride), (low[panel], high[panel]));
+                S::store(Self::sum::<S>(row, both, scales[panel], S::floats(sum)), sum);
             }
-            both
         }
     }
 
@@ -939,11 +980,9 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
     first: usize,
 ) {
     let (count, rows, blocks) = (job.rows.len(), job.x.rows(), job.x.blocks());
-    let (stride, column) = (job.out_stride, (first - job.panels.start) * PANEL);
-    for row in 0..count {
-        job.out[row * stride + column..][..G * N * PANEL].fill(0.0);
-    }
-    let out = job.out[column..].as_mut_ptr();
+    let out = &mut job.room[(first - job.panels.start) * count * PANEL..][..G * N * count * PANEL];
+    out.fill(0.0);
+    let out = out.as_mut_ptr();
     let code_bytes = const { C::BYTES };
     let (blocks_ahead, panel_bytes) = (const { AHEAD / C::BYTES }, job.weights.panel_bytes());
     // SAFETY: the caller's; each pointer stays inside the part of its panel or of the activations.
@@ -1002,19 +1041,15 @@ unsafe fn blocks_of<S: Simd, C: Codes, F: Scaling, const N: usize, const G: usiz
                         scale: x_scales.add(block * rows),
                         offsets: x_offsets.add(block * rows),
                     };
-                    let mut sums = out.add(group * N * PANEL + column);
+                    let mut sums = out.add(group * N * count * PANEL + column);
                     for _ in 0..count {
-                        let products = F::products::<S, N>(row, &codes);
-                        for n in 0..N {
-                            let sums = sums.add(n * PANEL);
-                            S::store(F::sum::<S>(row, products[n], scales[n], S::floats(sums)), sums);
-                        }
+                        F::add::<S, N>(row, &codes, &scales, sums, count * PANEL);
                         row = Row {
                             codes: row.codes.add(BLOCK),
                             scale: row.scale.add(1),
                             offsets: row.offsets.add(1),
                         };
-                        sums = sums.add(stride);
+                        sums = sums.add(PANEL);
                     }
                     column += S::COLUMNS;
                 }
@@ -1035,7 +1070,8 @@ mod tests {
         let mut out = vec![7.25; rows.len() * PANEL + 16];
         let count = rows.len() * PANEL;
         let (weights, panels, out_stride) = (panels, 0..1, PANEL);
-        product(isa, &mut Product { weights, panels, x, rows, out: &mut out, out_stride });
+        let room = &mut Values::default();
+        product(isa, &mut Product { weights, panels, x, rows, out: &mut out, out_stride, room });
         assert!(out[count..].iter().all(|&v| v == 7.25), "wrote outside its results");
         out.truncate(count);
         out
@@ -1149,10 +1185,10 @@ mod tests {
                     // A guard behind each row.
                     let out_stride = panels.len() * PANEL + 3;
                     let mut out = vec![7.25; 2 * out_stride];
-                    let (weights, count) = (&all, out_stride - 3);
+                    let (weights, count, room) = (&all, out_stride - 3, &mut Values::default());
                     product(
                         isa,
-                        &mut Product { weights, panels, x: &x, rows: 0..2, out: &mut out, out_stride },
+                        &mut Product { weights, panels, x: &x, rows: 0..2, out: &mut out, out_stride, room },
                     );
                     out.chunks_exact(out_stride).for_each(|row| assert_eq!(row[count..], [7.25; 3]));
                     [out[..count].to_vec(), out[out_stride..][..count].to_vec()]
