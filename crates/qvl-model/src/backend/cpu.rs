@@ -35,7 +35,8 @@ use crate::error::{Error, Result};
 use crate::moe::route;
 use activations::QuantRows;
 use amx::Amx;
-pub use attention::{CpuKv, KvFormat};
+pub use attention::CpuKv;
+use attention::KvFormat;
 use blocks::{Order, Tiling, for_each_block};
 use dots::Side;
 pub use isa::{ISA_VARIABLE, Isa};
@@ -393,7 +394,7 @@ impl Backend for Cpu {
         let mut memory = memory.unwrap_or_else(|| {
             // Rounded only where that is what makes it fast.
             let format = match KvFormat::rounded(self.isa, shape) {
-                KvFormat::Tiles if !self.options.exact => KvFormat::Tiles,
+                tiles @ KvFormat::Tiles(_) if !self.options.exact => tiles,
                 _ => KvFormat::F32,
             };
             CpuKv::new(1, shape, format)

@@ -24,7 +24,7 @@ pub(super) const TILE: usize = 16;
 pub(super) const TILE_BYTES: usize = 64;
 
 /// Proof that this CPU has AMX, and that the system lets this process use it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Amx(());
 
 impl Amx {

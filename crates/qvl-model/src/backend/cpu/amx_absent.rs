@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use super::isa::Isa;
 
 /// Proof that this CPU has AMX; nothing else has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Amx(Infallible);
 
 impl Amx {

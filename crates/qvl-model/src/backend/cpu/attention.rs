@@ -30,30 +30,22 @@ const PARALLEL_MIN: usize = 1 << 11;
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvFormat {
+pub(super) enum KvFormat {
     /// Rounded to the nearest bfloat16.
     Bf16,
     /// As they are.
     F32,
-    /// Rounded to the nearest bfloat16, in the order in which tile instructions take them.
-    Tiles,
+    /// Rounded to the nearest bfloat16, in the order in which tile instructions take them. The proof that there
+    /// are tiles stays with them, so a cache serves a backend of a lower level too.
+    Tiles(Amx),
 }
 
 impl KvFormat {
     /// How keys and values of heads of this shape are kept when they may be rounded.
     pub(super) fn rounded(isa: Isa, shape: HeadShape) -> Self {
-        if Amx::of(isa).is_some() && shape.head_dim <= amx::attention::DEPTH_MAX {
-            Self::Tiles
-        } else {
-            Self::Bf16
-        }
+        let fits = shape.head_dim <= amx::attention::DEPTH_MAX;
+        Amx::of(isa).filter(|_| fits).map_or(Self::Bf16, Self::Tiles)
     }
-}
-
-/// The proof that a cache for tiles was made with.
-fn tiles(isa: Isa) -> Amx {
-    let Some(amx) = Amx::of(isa) else { unreachable!("a cache for tiles is made where there are tiles") };
-    amx
 }
 
 /// Keys and values of one head.
@@ -66,36 +58,29 @@ struct HeadKv {
 }
 
 impl HeadKv {
-    fn push(&mut self, format: KvFormat, key: &[f32], value: &[f32]) {
+    /// Appends a token, in bfloat16 if `rounded`.
+    fn push(&mut self, rounded: bool, key: &[f32], value: &[f32]) {
         let (head_dim, width, slot) = (key.len(), width(key.len()), self.len % PAGE);
         let values = PAGE * (head_dim + width);
         if self.len / PAGE == self.pages.len() {
-            self.pages.push(Values::zeros(match format {
-                KvFormat::F32 => values,
-                KvFormat::Bf16 => values / 2,
-                KvFormat::Tiles => unreachable!("pushed page by page"),
-            }));
+            self.pages.push(Values::zeros(if rounded { values / 2 } else { values }));
         }
         let page = &mut self.pages[self.len / PAGE];
         let first_key = slot / LANES * head_dim * LANES + slot % LANES;
         let first_value = PAGE * head_dim + slot * width;
-        match format {
-            KvFormat::F32 => {
-                for (d, &key) in key.iter().enumerate() {
-                    page[first_key + d * LANES] = key;
-                }
-                page[first_value..][..head_dim].copy_from_slice(value);
+        if rounded {
+            let page: &mut [u16] = bytemuck::cast_slice_mut(page);
+            for (d, &key) in key.iter().enumerate() {
+                page[first_key + d * LANES] = bf16::from_f32(key).to_bits();
             }
-            KvFormat::Bf16 => {
-                let page: &mut [u16] = bytemuck::cast_slice_mut(page);
-                for (d, &key) in key.iter().enumerate() {
-                    page[first_key + d * LANES] = bf16::from_f32(key).to_bits();
-                }
-                for (to, &value) in page[first_value..].iter_mut().zip(value) {
-                    *to = bf16::from_f32(value).to_bits();
-                }
+            for (to, &value) in page[first_value..].iter_mut().zip(value) {
+                *to = bf16::from_f32(value).to_bits();
             }
-            KvFormat::Tiles => unreachable!("pushed page by page"),
+        } else {
+            for (d, &key) in key.iter().enumerate() {
+                page[first_key + d * LANES] = key;
+            }
+            page[first_value..][..head_dim].copy_from_slice(value);
         }
         self.len += 1;
     }
@@ -158,7 +143,6 @@ impl CpuKv {
     /// Appends the keys and values of some rows; on all threads of the team if there are many.
     pub(super) fn append(
         &mut self,
-        isa: Isa,
         team: &Team,
         layer: usize,
         qkv: &Mat,
@@ -166,19 +150,22 @@ impl CpuKv {
         shape: HeadShape,
     ) {
         assert_eq!(shape, self.shape, "the cache was made for another shape");
+        if rows.is_empty() {
+            return;
+        }
         let format = self.format;
         let heads = &mut self.heads[layer * shape.kv_heads..][..shape.kv_heads];
         let push = |index: usize, head: &mut HeadKv| {
-            if format == KvFormat::Tiles && !rows.is_empty() {
+            if let KvFormat::Tiles(amx) = format {
                 let first = rows.start * qkv.cols + shape.q_width() + index * shape.head_dim;
                 let from = [&qkv.values[first..], &qkv.values[first + shape.kv_width()..]];
-                head.push_tiles(tiles(isa), shape.head_dim, from, qkv.cols, rows.len());
+                head.push_tiles(amx, shape.head_dim, from, qkv.cols, rows.len());
                 return;
             }
             for row in rows.clone() {
                 let (keys, values) = qkv.row(row)[shape.q_width()..].split_at(shape.kv_width());
-                let at = index * shape.head_dim;
-                head.push(format, &keys[at..][..shape.head_dim], &values[at..][..shape.head_dim]);
+                let (key, value) = (&keys[index * shape.head_dim..], &values[index * shape.head_dim..]);
+                head.push(format == KvFormat::Bf16, &key[..shape.head_dim], &value[..shape.head_dim]);
             }
         };
         if rows.len() * shape.kv_width() >= 1 << 14 {
@@ -190,7 +177,7 @@ impl CpuKv {
 
     pub(super) fn truncate(&mut self, len: usize) {
         for head in &mut self.heads {
-            if len < head.len && self.format == KvFormat::Tiles && !len.is_multiple_of(PAGE) {
+            if len < head.len && matches!(self.format, KvFormat::Tiles(_)) && !len.is_multiple_of(PAGE) {
                 let shape = PageShape::new(self.shape.head_dim);
                 amx::attention::forget(shape, len % PAGE, &mut head.pages[len / PAGE]);
             }
@@ -246,7 +233,7 @@ fn attend(
     states.clear();
     states.resize(count, kernels::State::default());
     let columns = group * head_dim;
-    if format == KvFormat::Tiles {
+    if let KvFormat::Tiles(amx) = format {
         for (row, queries) in rows.clone().zip(queries.chunks_exact_mut(columns)) {
             queries.copy_from_slice(&qkv.row(row)[kv_head * columns..][..columns]);
         }
@@ -260,7 +247,7 @@ fn attend(
             visible: &seen,
             mixed,
         };
-        amx::attention::attend(tiles(isa), &mut job);
+        amx::attention::attend(amx, &mut job);
         return;
     }
     for (row, queries) in rows.clone().zip(queries.chunks_exact_mut(columns)) {
@@ -272,14 +259,12 @@ fn attend(
     let keys = visible(rows.len() - 1);
     let pages = &head.pages[..keys.div_ceil(PAGE)];
     for (index, page) in pages.iter().enumerate() {
-        let page: &[f32] = match format {
-            KvFormat::F32 => page,
-            KvFormat::Bf16 => {
-                unpacked.resize(PAGE * (head_dim + width));
-                kernels::unpack(isa, bytemuck::cast_slice(page), unpacked);
-                unpacked
-            }
-            KvFormat::Tiles => unreachable!("attended to in tiles"),
+        let page: &[f32] = if format == KvFormat::Bf16 {
+            unpacked.resize(PAGE * (head_dim + width));
+            kernels::unpack(isa, bytemuck::cast_slice(page), unpacked);
+            unpacked
+        } else {
+            page
         };
         // Rows before the first one that sees this page are done.
         let first_key = index * PAGE;
@@ -325,7 +310,7 @@ pub(super) fn segments(
             continue;
         }
         memory.truncate(0);
-        memory.append(isa, team, 0, qkv, segment.clone(), shape);
+        memory.append(team, 0, qkv, segment.clone(), shape);
         let (memory, len) = (&*memory, segment.len());
         // Blocks of other segments' rows are left alone.
         let row_borders = [segment.start, segment.end, y.rows];
@@ -367,7 +352,7 @@ pub(super) fn causal<'p>(
     let mut scores = 0;
     for (kv, rows) in parts {
         assert_eq!(rows.start, row_borders.last().copied().unwrap_or(0), "parts follow each other");
-        kv.append(isa, team, layer, qkv, rows.clone(), shape);
+        kv.append(team, layer, qkv, rows.clone(), shape);
         let before = kv.head(layer, 0).len - rows.len();
         scores += rows.len() * (before + rows.len()) * shape.heads;
         row_borders.push(rows.end);
@@ -463,7 +448,7 @@ mod tests {
 
     /// The levels with tiles, if this CPU has one.
     fn with_tiles() -> impl Iterator<Item = (Isa, KvFormat)> {
-        Isa::available().into_iter().filter(|isa| Amx::of(*isa).is_some()).map(|isa| (isa, KvFormat::Tiles))
+        Isa::available().into_iter().filter_map(|isa| Some((isa, KvFormat::Tiles(Amx::of(isa)?))))
     }
 
     /// What a cache in bfloat16 keeps of it.
@@ -483,12 +468,12 @@ mod tests {
             let qkv = noise(rows, shape);
             let cu_seqlens = [0, rows.div_ceil(3), rows.div_ceil(3), rows];
             let expected = Reference.segment_attention(&qkv, shape, &cu_seqlens);
-            let tiles = Amx::of(isa).map(|_| (KvFormat::Tiles, ROUNDED));
+            let tiles = Amx::of(isa).map(|amx| (KvFormat::Tiles(amx), ROUNDED));
             for (format, tolerance) in [Some((KvFormat::F32, EXACT)), tiles].into_iter().flatten() {
                 let mut got = Mat::zeros(rows, shape.q_width());
                 let mut memory = CpuKv::new(1, shape, format);
                 // What was there before is forgotten.
-                memory.append(isa, &team(), 0, &noise(rows + 70, shape), 0..rows + 70, shape);
+                memory.append(&team(), 0, &noise(rows + 70, shape), 0..rows + 70, shape);
                 segments(isa, &team(), &qkv, shape, &cu_seqlens, &mut memory, &mut got);
                 assert_close(&got, &expected, tolerance, &format!("{shape:?}, {rows} rows, {}", isa.name()));
             }
@@ -510,7 +495,7 @@ mod tests {
         check(|isa, shape, rows| {
             let qkv = noise(rows + 2, shape);
             let formats = [(KvFormat::F32, EXACT), (KvFormat::Bf16, EXACT)].map(|(f, t)| (isa, f, t));
-            let tiles = Amx::of(isa).map(|_| (isa, KvFormat::Tiles, ROUNDED));
+            let tiles = Amx::of(isa).map(|amx| (isa, KvFormat::Tiles(amx), ROUNDED));
             for (isa, format, tolerance) in formats.into_iter().chain(tiles) {
                 let got = step(isa, format, &qkv, shape);
                 let qkv = if format == KvFormat::F32 { qkv.clone() } else { rounded(&qkv, shape) };
@@ -541,7 +526,7 @@ mod tests {
                 for cut in 1..rows {
                     // What is given up is not what comes again.
                     kv.truncate(cut);
-                    kv.append(isa, &team(), 0, &other, cut..rows, shape);
+                    kv.append(&team(), 0, &other, cut..rows, shape);
                     kv.truncate(cut);
                     let mut fresh = CpuKv::new(1, shape, format);
                     for (kv, range) in [(&mut fresh, 0..cut), (&mut kv, cut..rows)] {
@@ -564,14 +549,28 @@ mod tests {
     fn pages_that_were_given_up_are_filled_again() {
         let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 8 };
         let qkv = noise(130, shape);
-        let isa = Isa::detect();
         let mut kv = CpuKv::new(1, shape, KvFormat::Bf16);
-        kv.append(isa, &team(), 0, &qkv, 0..130, shape);
+        kv.append(&team(), 0, &qkv, 0..130, shape);
         // 3 pages of 64 tokens: keys of 8, values of 16, 2 bytes each.
         assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
         kv.truncate(0);
-        kv.append(isa, &team(), 0, &qkv, 0..130, shape);
+        kv.append(&team(), 0, &qkv, 0..130, shape);
         assert_eq!(kv.bytes(), 3 * 64 * (8 + 16) * 2);
+    }
+
+    #[test]
+    fn a_cache_for_tiles_serves_a_lower_level() {
+        let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 24 };
+        let qkv = noise(70, shape);
+        for (best, format) in with_tiles() {
+            let [expected, got] = [best, Isa::named("portable").unwrap()].map(|isa| {
+                let mut y = Mat::zeros(70, shape.q_width());
+                let mut kv = CpuKv::new(1, shape, format);
+                causal(isa, &team(), [(&mut kv, 0..70)].into_iter(), 0, &qkv, shape, &mut y);
+                y
+            });
+            assert_eq!(got, expected);
+        }
     }
 
     #[test]
@@ -586,7 +585,7 @@ mod tests {
             broken.values.fill(f32::NAN);
             for kept in [0, 3, 64] {
                 kv.truncate(kept);
-                kv.append(isa, &team(), 0, &broken, 0..70, shape);
+                kv.append(&team(), 0, &broken, 0..70, shape);
                 kv.truncate(kept);
                 let rest = Mat::from_slice(70 - kept, qkv.cols, &qkv.values[kept * qkv.cols..]);
                 let mut y = Mat::zeros(rest.rows, shape.q_width());

@@ -61,7 +61,7 @@ impl PageShape {
 
 /// Puts the keys and values of some tokens, `stride` values apart, in the slots of a page from `slot` on.
 pub(in crate::backend::cpu) fn push(
-    amx: Amx,
+    _: Amx,
     shape: PageShape,
     [keys, values]: [&[f32]; 2],
     stride: usize,
@@ -76,7 +76,6 @@ pub(in crate::backend::cpu) fn push(
     assert!(slot + count <= PAGE && page.len() == shape.pairs(), "a page has {PAGE} slots");
     let needed = (count - 1) * stride + shape.head_dim;
     assert!(keys.len() >= needed && values.len() >= needed, "{count} tokens");
-    let _: Amx = amx;
     // SAFETY: a CPU with AMX has AVX-512 BF16.
     unsafe { push_avx512(shape, [keys, values], stride, count, slot, page) }
 }

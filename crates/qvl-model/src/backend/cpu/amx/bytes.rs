@@ -11,7 +11,6 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::cell::RefCell;
 
 use super::super::panel_dots::{
     Avx512, Bits4, Bits5, Bits6, Bits8, Codes, GROUPS, OneScale, Product, Row, ScaleAndMin, Scaling,
@@ -19,26 +18,11 @@ use super::super::panel_dots::{
 };
 use super::super::panels::{BLOCK, PANEL, SCALE_BYTES};
 use super::{Amx, TILE, TILE_BYTES};
-use crate::backend::mat::Values;
 use crate::quant::BlockFormat;
 
 /// Integer products of sixteen rows with a panel, one part of the inputs after the other.
 #[repr(C, align(64))]
 struct Ints([i32; 2 * TILE * PANEL]);
-
-/// A panel, unpacked: of each block the codes, signed, and the scales.
-#[derive(Default)]
-struct Unpacked {
-    /// `[block][group][64]`, on a cache line.
-    codes: Values,
-    /// What `Scaling` says, block after block.
-    scales: Values,
-}
-
-thread_local! {
-    /// Kept between operations: a steady step allocates nothing.
-    static UNPACKED: RefCell<Unpacked> = RefCell::default();
-}
 
 /// Values of the scales of a block that are kept: two vectors at most.
 const SCALES: usize = 2 * PANEL;
@@ -62,36 +46,35 @@ pub(in crate::backend::cpu) fn product(amx: Amx, job: &mut Product<'_>) {
 unsafe fn panels_of<C: Codes, F: Scaling>(amx: Amx, job: &mut Product<'_>) {
     const { assert!(size_of::<F::Scales<Avx512>>() <= SCALES * size_of::<f32>()) };
     let (count, rows, blocks) = (job.rows.len(), job.x.rows(), job.x.blocks());
-    assert!(count.is_multiple_of(TILE), "whole tiles");
+    assert!(count.is_multiple_of(TILE) && blocks > 0, "whole tiles of some inputs");
     let tiles = amx.shapes(TILE, PANEL, BLOCK / F::PARTS);
-    UNPACKED.with_borrow_mut(|unpacked| {
-        unpacked.codes.resize(blocks * GROUPS * TILE_BYTES / size_of::<f32>());
-        unpacked.scales.resize(blocks * SCALES);
-        let codes = unpacked.codes.as_mut_ptr().cast::<u8>();
-        let scales = unpacked.scales.as_mut_ptr();
-        for (index, panel) in job.panels.clone().enumerate() {
-            // SAFETY: the panel exists, and there is room for its blocks.
-            unsafe { unpack::<C, F>(job, panel, codes, scales) };
-            let (panel_bytes, lines) = (job.weights.panel_bytes(), job.weights.panel_bytes() / 64);
-            let next = job.weights.panel(panel).codes.as_ptr().wrapping_add(panel_bytes);
-            for row in (0..count).step_by(TILE) {
-                let out = &mut job.out[row * job.out_stride + index * PANEL..];
-                let at = job.rows.start + row;
-                // SAFETY: sixteen rows from there on exist, as the caller has checked.
-                unsafe {
-                    let x = Row {
-                        codes: job.x.codes().as_ptr().add(at * BLOCK),
-                        scale: job.x.scales.as_ptr().add(at),
-                        offsets: job.x.offsets.as_ptr().add(at),
-                    };
-                    // The next panel arrives meanwhile, at most a line for each block of these rows.
-                    let line = row / TILE * blocks;
-                    let ahead = (next.wrapping_add(line * 64), lines.saturating_sub(line));
-                    tile::<F>(x, rows, blocks, codes, scales, ahead, out, job.out_stride);
-                }
+    // A panel, unpacked: of each block the codes, signed, `[block][group][64]`, then what `Scaling` says.
+    let codes_len = blocks * GROUPS * TILE_BYTES / size_of::<f32>();
+    job.room.resize(codes_len + blocks * SCALES);
+    let (codes, scales) = job.room.split_at_mut(codes_len);
+    let (codes, scales) = (codes.as_mut_ptr().cast::<u8>(), scales.as_mut_ptr());
+    for (index, panel) in job.panels.clone().enumerate() {
+        // SAFETY: the panel exists, and there is room for its blocks.
+        unsafe { unpack::<C, F>(job, panel, codes, scales) };
+        let (panel_bytes, lines) = (job.weights.panel_bytes(), job.weights.panel_bytes() / 64);
+        let next = job.weights.panel(panel).codes.as_ptr().wrapping_add(panel_bytes);
+        for row in (0..count).step_by(TILE) {
+            let out = &mut job.out[row * job.out_stride + index * PANEL..];
+            let at = job.rows.start + row;
+            // SAFETY: sixteen rows from there on exist, as the caller has checked.
+            unsafe {
+                let x = Row {
+                    codes: job.x.codes().as_ptr().add(at * BLOCK),
+                    scale: job.x.scales.as_ptr().add(at),
+                    offsets: job.x.offsets.as_ptr().add(at),
+                };
+                // The next panel arrives meanwhile, at most a line for each block of these rows.
+                let line = row / TILE * blocks;
+                let ahead = (next.wrapping_add(line * 64), lines.saturating_sub(line));
+                tile::<F>(x, rows, blocks, codes, scales, ahead, out, job.out_stride);
             }
         }
-    });
+    }
     drop(tiles);
 }
 
