@@ -237,4 +237,151 @@ pub enum Error {
         /// What would be accepted.
         expected: String,
     },
+    /// No buffer could be had.
+    #[error("no buffer of {bytes} bytes could be had{}", .got.map(|got| format!(", one of {got} bytes was given")).unwrap_or_default())]
+    NoBuffer {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// Bytes of the buffer that was given instead, if one was.
+        got: Option<usize>,
+    },
+    /// A file ends before the bytes that were to be read.
+    #[error("{name}: {expected} bytes at offset {offset} were to be read, the file ends after {got} of them")]
+    Shorter {
+        /// The file.
+        name: String,
+        /// Where reading began.
+        offset: u64,
+        /// Bytes that were to be read.
+        expected: usize,
+        /// Bytes that are there.
+        got: usize,
+    },
+    /// A number beyond the end of a list.
+    #[error("{what}: there is no number {index}, there are {len}")]
+    Index {
+        /// The list.
+        what: String,
+        /// The number asked for, from 0.
+        index: usize,
+        /// How many there are.
+        len: usize,
+    },
+    /// A folder, a pattern or a list that yields no sample.
+    #[error("{name}: {what}")]
+    NoSamples {
+        /// The folder, pattern or list.
+        name: String,
+        /// What was looked for and not found.
+        what: String,
+    },
+    /// A line of a manifest is not what it should be.
+    #[error("{name}: line {line}: {what}")]
+    ManifestLine {
+        /// The manifest.
+        name: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+        /// What the parser said, if it is not JSON.
+        source: Option<Cause>,
+    },
+    /// An archive (tar, Parquet) is cut off or damaged.
+    #[error("{name}: damaged or truncated {kind} at offset {offset}: {what}")]
+    Archive {
+        /// The archive.
+        name: String,
+        /// What kind of archive it is.
+        kind: &'static str,
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A sample lacks a field that was asked for.
+    #[error("{name}: has no field {field}, only {present}")]
+    Field {
+        /// The sample.
+        name: String,
+        /// The field or fields, any of which would do.
+        field: String,
+        /// The fields it has.
+        present: String,
+    },
+    /// The loader's transform failed.
+    #[error("{name}: the transform failed")]
+    Transform {
+        /// The sample.
+        name: String,
+        /// What the transform said.
+        source: Cause,
+    },
+    /// The loader's source or transform panicked.
+    #[error("{name}: panicked: {message}")]
+    Panicked {
+        /// The sample.
+        name: String,
+        /// What the panic said.
+        message: String,
+    },
+    /// An item takes more memory than one item may.
+    #[error(
+        "{name}: takes {bytes} bytes, at most {limit_bytes} are allowed for one item; raise item_bytes_max, and \
+         prefetch_bytes if it is smaller than twice that"
+    )]
+    ItemBytes {
+        /// The sample.
+        name: String,
+        /// Bytes it takes.
+        bytes: usize,
+        /// Bytes that one item may take.
+        limit_bytes: usize,
+    },
+    /// More samples failed than the error policy allows.
+    #[error("{skipped} samples were skipped, at most {limit} are allowed; the last one was {name}")]
+    TooManySkipped {
+        /// Samples that failed.
+        skipped: u64,
+        /// How many may.
+        limit: u64,
+        /// The last of them.
+        name: String,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+    /// A setting of the loader makes no sense.
+    #[error("{setting} is {got}, expected {expected}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        got: String,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A state to resume from belongs to another run.
+    #[error("the state to resume from has {what} {got}, this loader has {expected}")]
+    Resume {
+        /// What differs.
+        what: &'static str,
+        /// Its value in the state.
+        got: String,
+        /// Its value in the loader.
+        expected: String,
+    },
+    /// A way of reading that this machine does not offer.
+    #[error("{what} cannot be used here: {why}")]
+    Storage {
+        /// The way of reading.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+    /// A worker thread could not be started.
+    #[error("a worker thread could not be started")]
+    Thread {
+        /// What the operating system said.
+        source: io::Error,
+    },
 }
