@@ -3,10 +3,16 @@
 
 pub mod buffer;
 mod error;
+mod loader;
+mod sampler;
 pub mod source;
 pub mod storage;
+mod transform;
 pub mod vision;
 
 pub use buffer::{Buffer, Buffers, Recycled};
 pub use error::{Cause, Error, Result};
+pub use loader::{Batch, Builder, DataLoader, Decision, OnError, Receiver, Skip, State, Stats};
+pub use sampler::Shuffle;
 pub use source::{Encoded, Footprint, Memory, Source};
+pub use transform::{Bounded, Identity, Map, Transform};

@@ -106,18 +106,27 @@ impl Extent {
         })?;
         Ok(Self { file, offset: 0, bytes })
     }
+
+    fn is(&self, other: &Self) -> bool {
+        self.offset == other.offset && self.bytes == other.bytes && self.file.path() == other.file.path()
+    }
 }
 
 /// Reads for a [`Source`](crate::Source), in one of the loader's threads. What the loader has read ahead is handed
 /// out; anything else is read now.
 pub struct Reader<'a> {
     buffers: &'a dyn Buffers,
+    ready: Ready,
 }
 
 impl<'a> Reader<'a> {
     /// A reader that has nothing read ahead.
     pub fn new(buffers: &'a dyn Buffers) -> Self {
-        Self { buffers }
+        Self { buffers, ready: Ready::default() }
+    }
+
+    pub(crate) fn with_ready(buffers: &'a dyn Buffers, ready: Ready) -> Self {
+        Self { buffers, ready }
     }
 
     /// The bytes of an extent.
@@ -126,6 +135,11 @@ impl<'a> Reader<'a> {
     /// [`Error::Missing`], [`Error::Folder`], [`Error::Read`]; [`Error::Shorter`] if the file ends before the extent
     /// does; [`Error::NoBuffer`].
     pub fn read(&mut self, extent: &Extent) -> Result<Buffer> {
+        if self.ready.parts.front().is_some_and(|(ready, _)| ready.is(extent))
+            && let Some((_, result)) = self.ready.parts.pop_front()
+        {
+            return result;
+        }
         let mut buffer = Buffer::take(self.buffers, extent.bytes)?;
         let got = extent.file.with(|mut file| {
             file.seek(SeekFrom::Start(extent.offset))?;
@@ -160,4 +174,12 @@ impl fmt::Debug for Reader<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").finish_non_exhaustive()
     }
+}
+
+/// What was read ahead for one sample: its extents in the order in which it will ask for them.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    pub(crate) parts: std::collections::VecDeque<(Extent, Result<Buffer>)>,
+    /// Bytes that were reserved for them.
+    pub(crate) reserved: usize,
 }
