@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::run::{Steps, cargo, say, succeed};
+use crate::run::{Steps, cargo, root, say, succeed};
 use crate::setup;
 
 #[derive(clap::Args)]
@@ -23,6 +23,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     steps.step("doc tests", || succeed(&mut cargo(&["test", "--workspace", "--doc"])))?;
     steps.step("docs", || {
         succeed(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
+    steps.step("model of the prefetch queue (loom)", || {
+        let manifest = "crates/qvl-dataload/loom/Cargo.toml";
+        // A folder of its own: the model is no member of the workspace, and its tests are of use only when optimised.
+        let target = root().join("target/loom");
+        succeed(cargo(&["test", "--release", "--manifest-path", manifest]).env("CARGO_TARGET_DIR", target))
     })?;
     if args.no_c {
         say("\nnot run: the feature libjpeg-turbo (--no-c)");
