@@ -80,6 +80,18 @@ impl Buffer {
         }
     }
 
+    /// A part of it, by its place in what the buffer is now.
+    ///
+    /// # Errors
+    /// [`Error::NoBuffer`] if the range is not inside it.
+    pub(crate) fn cut(self, from: usize, len: usize) -> Result<Self> {
+        let got = self.len;
+        match from.checked_add(len) {
+            Some(end) if end <= got => Ok(Self { start: self.start + from, len, ..self }),
+            _ => Err(Error::NoBuffer { bytes: from.saturating_add(len), got: Some(got) }),
+        }
+    }
+
     /// Bytes of memory it keeps from others, which may be more than its length.
     pub fn footprint(&self) -> usize {
         self.footprint
@@ -306,5 +318,9 @@ mod tests {
         let narrowed = Buffer::from(vec![1, 2, 3, 4]).narrow(1, 2).unwrap();
         assert_eq!(narrowed[..], [2, 3]);
         assert!(narrowed.narrow(3, 2).is_err());
+        let narrowed = Buffer::from(vec![1, 2, 3, 4]).narrow(1, 3).unwrap();
+        let cut = narrowed.cut(1, 2).unwrap();
+        assert_eq!(cut[..], [3, 4], "counted from what it was narrowed to");
+        assert!(matches!(cut.cut(1, 2), Err(Error::NoBuffer { bytes: 3, got: Some(2) })));
     }
 }

@@ -1,114 +1,132 @@
 //! Reading bytes from a drive: whole files and parts of them, into buffers that are used again.
+//!
+//! A [`Reader`] reads now, an [`Engine`] reads ahead. There are three engines, and [`Storage`] is the choice of one:
+//!
+//! | engine | how it reads ahead | choose it |
+//! |---|---|---|
+//! | [`Advise`] | tells the system, which fills the page cache | files that fit in memory, or are read again: the default |
+//! | [`PreadPool`] | threads that block in `pread` | drives that want many requests at once; network drives |
+//! | `Uring` | the kernel has the requests (Linux, feature `io-uring`) | the same with fewer threads |
+//!
+//! The last two can read past the page cache (`direct`): it spares a copy and leaves the cache to others, and what
+//! is read again comes from the drive again.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 use crate::buffer::{Buffer, Buffers};
-use crate::source::shown;
 use crate::{Error, Result};
 
-/// A file to read from. Clones are the same file.
-#[derive(Clone)]
-pub struct DataFile {
-    inner: Arc<Inner>,
+mod advise;
+mod engine;
+mod file;
+mod place;
+mod pool;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod uring;
+mod window;
+
+pub use advise::{Advise, advise};
+pub use engine::{Done, Engine, Request};
+pub use file::{DataFile, Extent};
+pub use place::{Place, place, sort_by_place};
+pub use pool::PreadPool;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub use uring::Uring;
+
+use file::Mode;
+use window::Window;
+
+/// How to read ahead: a plain value, to be given to a loader or to [`start`](Self::start).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Storage {
+    /// Through the page cache, which the system fills ahead ([`Advise`]).
+    Buffered {
+        /// Bytes that are announced and not read yet.
+        readahead_bytes: usize,
+    },
+    /// With threads ([`PreadPool`]).
+    Pool {
+        /// How many.
+        threads: usize,
+        /// Past the page cache.
+        direct: bool,
+    },
+    /// With io_uring (`Uring`): Linux, with the feature `io-uring`.
+    Uring {
+        /// Operations in flight.
+        depth: usize,
+        /// Past the page cache.
+        direct: bool,
+    },
 }
 
-struct Inner {
-    path: Box<Path>,
-    /// The open file, of one that is kept open.
-    kept: Option<OnceLock<File>>,
-}
-
-impl DataFile {
-    /// A file of one sample: opened for each read, so that any number of them can be named.
-    pub fn once(path: impl AsRef<Path>) -> Self {
-        Self { inner: Arc::new(Inner { path: path.as_ref().into(), kept: None }) }
-    }
-
-    /// A file of many samples: opened at the first read and kept open.
-    pub fn kept(path: impl AsRef<Path>) -> Self {
-        Self { inner: Arc::new(Inner { path: path.as_ref().into(), kept: Some(OnceLock::new()) }) }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.inner.path
-    }
-
-    /// Its length in bytes now.
+impl Storage {
+    /// Starts an engine. It is what was asked for, or an error: never another one.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Folder`] and [`Error::Read`].
-    pub fn len(&self) -> Result<u64> {
-        let metadata = self.path().metadata().map_err(|e| self.failed(e))?;
-        if metadata.is_dir() {
-            return Err(Error::Folder { name: shown(self.path()) });
+    /// [`Error::Storage`] with the reason if this machine or this build does not offer it; [`Error::Setting`];
+    /// [`Error::Thread`].
+    pub fn start(&self) -> Result<Box<dyn Engine>> {
+        match *self {
+            Self::Buffered { readahead_bytes } => Ok(Box::new(Advise::new(readahead_bytes))),
+            Self::Pool { threads, direct } => Ok(Box::new(PreadPool::new(threads, direct)?)),
+            Self::Uring { depth, direct } => uring(depth, direct),
         }
-        Ok(metadata.len())
     }
 
-    /// Does something with the open file.
-    pub(crate) fn with<T>(&self, work: impl FnOnce(&File) -> std::io::Result<T>) -> Result<T> {
-        let open = || File::open(self.path());
-        let result = match &self.inner.kept {
-            None => open().and_then(|file| work(&file)),
-            Some(kept) => match kept.get() {
-                Some(file) => work(file),
-                None => open().and_then(|file| work(kept.get_or_init(|| file))),
-            },
-        };
-        result.map_err(|e| self.failed(e))
+    /// Bytes that the buffer of a request must have: direct reads take whole blocks, from an aligned address on.
+    pub fn room_bytes(&self, extent: &Extent) -> usize {
+        // What no file can hold is the error of its request, whatever its buffer.
+        Window::new(extent, self.mode()).map_or(extent.bytes, |window| window.room_bytes())
     }
 
-    /// What the operating system said, with the name of the file.
-    pub(crate) fn failed(&self, source: std::io::Error) -> Error {
-        let name = shown(self.path());
-        match source.kind() {
-            ErrorKind::NotFound => Error::Missing { name },
-            ErrorKind::IsADirectory => Error::Folder { name },
-            _ => Error::Read { name, source },
+    /// Whether it reads past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.mode() == Mode::Direct
+    }
+
+    fn mode(&self) -> Mode {
+        match *self {
+            Self::Buffered { .. } => Mode::Buffered,
+            Self::Pool { direct, .. } | Self::Uring { direct, .. } => Mode::of(direct),
         }
     }
 }
 
-impl fmt::Debug for DataFile {
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+fn uring(depth: usize, direct: bool) -> Result<Box<dyn Engine>, Error> {
+    Ok(Box::new(Uring::new(depth, direct)?))
+}
+
+#[cfg(not(all(target_os = "linux", feature = "io-uring")))]
+fn uring(_: usize, _: bool) -> Result<Box<dyn Engine>, Error> {
+    let why = match cfg!(target_os = "linux") {
+        true => "this build lacks the feature io-uring",
+        false => "it is part of Linux",
+    };
+    Err(Error::Storage { what: "io_uring", why: why.to_owned() })
+}
+
+impl Default for Storage {
+    /// Through the page cache, 16 MiB ahead.
+    fn default() -> Self {
+        Self::Buffered { readahead_bytes: 16 << 20 }
+    }
+}
+
+impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("DataFile").field(&self.path()).finish()
-    }
-}
-
-/// A run of bytes in a file.
-#[derive(Clone, Debug)]
-pub struct Extent {
-    /// The file.
-    pub file: DataFile,
-    /// Where in it, in bytes.
-    pub offset: u64,
-    /// How many.
-    pub bytes: usize,
-}
-
-impl Extent {
-    /// All of a file as it is now.
-    ///
-    /// # Errors
-    /// As [`DataFile::len`]; [`Error::FileSize`] if it is longer than can be addressed.
-    pub fn whole(file: DataFile) -> Result<Self> {
-        let bytes = file.len()?;
-        let limit_bytes = usize::MAX as u64;
-        let bytes = usize::try_from(bytes).map_err(|_| Error::FileSize {
-            name: shown(file.path()),
-            bytes,
-            limit_bytes,
-        })?;
-        Ok(Self { file, offset: 0, bytes })
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.offset == other.offset && self.bytes == other.bytes && self.file.path() == other.file.path()
+        let cache = |direct| if direct { "direct" } else { "buffered" };
+        match *self {
+            Self::Buffered { readahead_bytes } => {
+                write!(f, "buffered, {} KiB read ahead", readahead_bytes.div_ceil(1024))
+            }
+            Self::Pool { threads: 1, direct } => write!(f, "1 thread, {}", cache(direct)),
+            Self::Pool { threads, direct } => write!(f, "{threads} threads, {}", cache(direct)),
+            Self::Uring { depth, direct } => write!(f, "io_uring of depth {depth}, {}", cache(direct)),
+        }
     }
 }
 
@@ -140,25 +158,8 @@ impl<'a> Reader<'a> {
         {
             return result;
         }
-        let mut buffer = Buffer::take(self.buffers, extent.bytes)?;
-        let got = extent.file.with(|mut file| {
-            file.seek(SeekFrom::Start(extent.offset))?;
-            let mut filled = 0;
-            while filled < buffer.len() {
-                match file.read(&mut buffer[filled..]) {
-                    Ok(0) => break,
-                    Ok(count) => filled += count,
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            Ok(filled)
-        })?;
-        if got < extent.bytes {
-            let name = shown(extent.file.path());
-            return Err(Error::Shorter { name, offset: extent.offset, expected: extent.bytes, got });
-        }
-        Ok(buffer)
+        let buffer = Buffer::take(self.buffers, extent.bytes)?;
+        window::read(extent, Mode::Buffered, buffer, || true)
     }
 
     /// A buffer of `bytes` bytes of unknown content, for what does not come from a file.
@@ -179,7 +180,7 @@ impl fmt::Debug for Reader<'_> {
 /// What was read ahead for one sample: its extents in the order in which it will ask for them.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    pub(crate) parts: std::collections::VecDeque<(Extent, Result<Buffer>)>,
+    pub(crate) parts: VecDeque<(Extent, Result<Buffer>)>,
     /// Bytes that were reserved for them.
     pub(crate) reserved: usize,
 }
