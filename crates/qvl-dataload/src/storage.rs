@@ -9,7 +9,7 @@
 //! | `Uring` | the kernel has the requests (Linux, feature `io-uring`) | the same with fewer threads |
 //!
 //! The last two can read past the page cache (`direct`): it spares a copy and leaves the cache to others, and what
-//! is read again comes from the drive again.
+//! is read again comes from the drive again. [`Drive::probe`] measures which is right for a drive.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,6 +22,7 @@ mod engine;
 mod file;
 mod place;
 mod pool;
+mod probe;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
 mod window;
@@ -31,6 +32,7 @@ pub use engine::{Done, Engine, Request};
 pub use file::{DataFile, Extent};
 pub use place::{Place, place, sort_by_place};
 pub use pool::PreadPool;
+pub use probe::{Drive, Measurements, Point, Rate, choose};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub use uring::Uring;
 
