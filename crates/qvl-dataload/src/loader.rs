@@ -2,6 +2,7 @@
 
 mod batch;
 mod builder;
+mod fetch;
 mod queue;
 mod state;
 mod stats;

@@ -17,6 +17,7 @@ use super::{DataLoader, Log, Shared, Tuning};
 use crate::buffer::{Buffers, Recycled};
 use crate::sampler::{Sampler, Shuffle};
 use crate::source::{Footprint, Source};
+use crate::storage::Storage;
 use crate::transform::{self, Bounded, Map, Transform};
 use crate::{Cause, Error, Result};
 
@@ -47,6 +48,7 @@ impl OnError {
 /// | [`prefetch_items`](Self::prefetch_items) | tuned while it runs, up to 1,024 |
 /// | [`prefetch_bytes`](Self::prefetch_bytes) | 1 GiB |
 /// | [`item_bytes_max`](Self::item_bytes_max) | half of what waiting items may take |
+/// | [`storage`](Self::storage) | through the page cache, 16 MiB ahead |
 /// | [`batch_size`](Self::batch_size) | 1 |
 /// | [`shuffle`](Self::shuffle) | off |
 /// | [`epochs`](Self::epochs) | 1 |
@@ -76,6 +78,7 @@ struct Settings {
     read_buffers: Option<Arc<dyn Buffers>>,
     output_buffers: Option<Arc<dyn Buffers>>,
     resume: Option<State>,
+    storage: Storage,
 }
 
 /// Items ahead before the tuning has seen any.
@@ -108,6 +111,7 @@ impl<S: Source> Builder<S, transform::Identity> {
             read_buffers: None,
             output_buffers: None,
             resume: None,
+            storage: Storage::default(),
         };
         Self { source, transform: transform::Identity, settings }
     }
@@ -223,6 +227,14 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
         self
     }
 
+    /// How files are read ahead of the workers. By default through the page cache, which the system is told to fill;
+    /// [`Drive::probe`](crate::storage::Drive::probe) measures what suits a drive. Without workers nothing is read
+    /// ahead.
+    pub fn storage(mut self, storage: Storage) -> Self {
+        self.settings.storage = storage;
+        self
+    }
+
     /// Goes on where another run was. Source, shuffling, shard and `drop_last` must be the same; workers, batches and
     /// bounds may differ. Epochs are counted from the beginning of the first run.
     pub fn resume(mut self, state: State) -> Self {
@@ -305,8 +317,15 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
         };
         let bounds = settings.bounds(batch, idle_bytes)?;
         let active = if settings.workers.is_some() { threads } else { threads.min(2) };
+        // Advice costs the workers a moment; anything else is a thread's work, and needs workers to read ahead of.
+        let (readahead_bytes, engine) = match settings.storage {
+            _ if threads == 0 => (None, None),
+            Storage::Buffered { readahead_bytes: 0 } => (None, None),
+            Storage::Buffered { readahead_bytes } => (Some(readahead_bytes), None),
+            storage => (None, Some(storage.start()?)),
+        };
         let window = Window::new(bounds, place, total);
-        let queue = Arc::new(Queue::new(window, active, false));
+        let queue = Arc::new(Queue::new(window, active, engine.is_some()));
         let counters = Arc::new(Counters::default());
         let course = Course { sampler, epoch };
         let run_max = (bounds.items / (2 * threads.max(1))).clamp(1, RUN_MAX);
@@ -319,6 +338,9 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
             read_buffers,
             output_buffers,
             run_max,
+            total,
+            readahead_bytes,
+            announced: Mutex::default(),
         });
 
         let range = Range {
@@ -368,14 +390,19 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
             loader.inline = Some(Box::new(move || pipeline.work_once(&mut hands)));
             return Ok(loader);
         }
+        // Those that were started are joined when the loader is dropped, also by an error here.
+        let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name).spawn(work);
+            loader.threads.push(thread.map_err(|source| Error::Thread { source })?);
+            Ok(())
+        };
         for worker in 0..threads {
             let pipeline = Arc::clone(&pipeline);
-            let thread = std::thread::Builder::new()
-                .name(format!("qvl-dataload-{worker}"))
-                .spawn(move || pipeline.work(worker))
-                // Those that were started are joined when the loader is dropped.
-                .map_err(|source| Error::Thread { source })?;
-            loader.threads.push(thread);
+            spawn(format!("qvl-dataload-{worker}"), Box::new(move || pipeline.work(worker)))?;
+        }
+        if let Some(mut engine) = engine {
+            let storage = settings.storage;
+            spawn("qvl-dataload-read".to_owned(), Box::new(move || pipeline.fetch(storage, &mut *engine)))?;
         }
         Ok(loader)
     }

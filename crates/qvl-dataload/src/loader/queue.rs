@@ -71,7 +71,6 @@ pub(crate) struct View {
     pub(crate) used_bytes: usize,
     pub(crate) peak_bytes: usize,
     pub(crate) peak_items: usize,
-    pub(crate) ready: usize,
     pub(crate) active: usize,
     pub(crate) waits: Waits,
 }
@@ -256,7 +255,6 @@ impl<F, T> Queue<F, T> {
             used_bytes: state.window.used_bytes(),
             peak_bytes: state.window.peak_bytes(),
             peak_items: state.window.peak_items(),
-            ready: state.window.ready(),
             active: state.active,
             waits: state.waits,
         }

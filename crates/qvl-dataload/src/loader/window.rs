@@ -106,11 +106,6 @@ impl<F, T> Window<F, T> {
         self.bounds
     }
 
-    /// Number of the next item that the consumer takes.
-    pub(crate) fn first(&self) -> u64 {
-        self.first
-    }
-
     /// Whether the consumer has taken everything.
     pub(crate) fn is_over(&self) -> bool {
         self.first >= self.total

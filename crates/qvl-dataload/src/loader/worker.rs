@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::buffer::Buffers;
+use crate::loader::fetch::Announced;
 use crate::loader::queue::{Claim, Finished, Queue, Refused};
 use crate::sampler::Sampler;
 use crate::source::Source;
@@ -71,6 +74,11 @@ where
     pub(crate) output_buffers: Arc<dyn Buffers>,
     /// Items that a worker may claim at once.
     pub(crate) run_max: usize,
+    /// Items of the whole run.
+    pub(crate) total: u64,
+    /// Bytes to announce to the system before they are read; `None` if something else reads ahead.
+    pub(crate) readahead_bytes: Option<usize>,
+    pub(crate) announced: Mutex<Announced>,
 }
 
 /// What one worker has in its hands.
@@ -133,6 +141,9 @@ where
             Claim::Fetched { number, fetched } => self.one(number, Some(fetched), hands),
             Claim::Run { first, count: run } => {
                 count = run;
+                if let Some(bytes) = self.readahead_bytes {
+                    self.announce(first + run as u64 - 1, bytes);
+                }
                 (first..first + run as u64).all(|number| self.one(number, None, hands))
             }
         };
