@@ -384,4 +384,13 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Nothing says how many frames per second a video has.
+    #[error(
+        "{name}: nothing says the frame rate: set fps in FrameOptions, or put it in the folder as fps.txt (25) or \
+         meta.json ({{\"fps\": 25}})"
+    )]
+    NoFrameRate {
+        /// The folder of its frames.
+        name: String,
+    },
 }

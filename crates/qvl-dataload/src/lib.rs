@@ -14,5 +14,8 @@ pub use buffer::{Buffer, Buffers, Recycled};
 pub use error::{Cause, Error, Result};
 pub use loader::{Batch, Builder, DataLoader, Decision, OnError, Receiver, Skip, State, Stats};
 pub use sampler::Shuffle;
+pub use source::files::{Files, FolderOptions};
+pub use source::frames::{FrameFolder, FrameFolders, FrameOptions};
+pub use source::manifest::{Manifest, ManifestLimits, Record};
 pub use source::{Encoded, Footprint, Memory, Source};
 pub use transform::{Bounded, Identity, Map, Transform};

@@ -1,5 +1,10 @@
 //! Where samples come from: a numbered list of things that can be read in any order, from any thread.
 
+pub(crate) mod files;
+pub(crate) mod frames;
+mod listing;
+pub(crate) mod manifest;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
