@@ -17,5 +17,6 @@ pub use sampler::Shuffle;
 pub use source::files::{Files, FolderOptions};
 pub use source::frames::{FrameFolder, FrameFolders, FrameOptions};
 pub use source::manifest::{Manifest, ManifestLimits, Record};
+pub use source::tar::{ShardDamage, TarField, TarOptions, TarSample, TarShards};
 pub use source::{Encoded, Footprint, Memory, Source};
 pub use transform::{Bounded, Identity, Map, Transform};

@@ -4,6 +4,7 @@ pub(crate) mod files;
 pub(crate) mod frames;
 mod listing;
 pub(crate) mod manifest;
+pub(crate) mod tar;
 
 use std::fmt;
 use std::path::Path;
