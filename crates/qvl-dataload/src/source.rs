@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Buffers};
 use crate::storage::{Extent, Reader};
 use crate::{Error, Result};
 
@@ -54,13 +54,13 @@ pub trait Source: Send + Sync + 'static {
     /// What a sample is called in errors: a path, `shard.tar: 0001.jpg`, `list.jsonl: line 7`.
     fn name(&self, index: usize) -> String;
 
-    /// Bytes of memory that a sample takes once it is read, as far as that can be said without reading it. The
-    /// prefetch reserves them before it reads.
+    /// Bytes of memory that a sample takes once it is read into `buffers`, as far as that can be said without reading
+    /// it. The prefetch reserves them before it reads.
     ///
     /// # Errors
     /// Whatever makes reading impossible: a file that has vanished.
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
-        let _ = index;
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
+        let _ = (index, buffers);
         Ok(0)
     }
 
@@ -94,8 +94,8 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).name(index)
     }
 
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
-        (**self).sample_bytes(index)
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
+        (**self).sample_bytes(index, buffers)
     }
 
     fn read(&self, index: usize, reader: &mut Reader<'_>) -> Result<Self::Sample> {
@@ -117,6 +117,13 @@ pub struct Encoded {
     pub name: Arc<str>,
     /// The bytes as stored.
     pub bytes: Buffer,
+}
+
+impl Encoded {
+    /// What one takes whose name has about `name_bytes` bytes.
+    pub(crate) fn bytes_of(name_bytes: usize, bytes: usize, buffers: &dyn Buffers) -> usize {
+        size_of::<Self>() + name_bytes + buffers.footprint(bytes)
+    }
 }
 
 impl fmt::Debug for Encoded {
@@ -255,7 +262,7 @@ impl<T: Clone + Footprint + Send + Sync + 'static> Source for Memory<T> {
         format!("item {index} in memory")
     }
 
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
+    fn sample_bytes(&self, index: usize, _: &dyn Buffers) -> Result<usize> {
         self.values.get(index).map(Footprint::footprint).ok_or_else(|| self.beyond(index))
     }
 

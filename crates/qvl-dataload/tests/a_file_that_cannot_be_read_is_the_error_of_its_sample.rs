@@ -7,7 +7,7 @@ mod sources;
 
 use qvl_dataload::vision::{DecodeLimits, Still};
 use qvl_dataload::{Error, Files, Source};
-use sources::{Folder, extent_bytes, failure, read};
+use sources::{Folder, extent_bytes, failure, read, said};
 
 #[test]
 fn a_picture_that_vanished_between_listing_and_reading() {
@@ -17,7 +17,7 @@ fn a_picture_that_vanished_between_listing_and_reading() {
     let files = Files::folder(folder.path()).unwrap();
     std::fs::remove_file(&gone).unwrap();
     assert!(matches!(failure(&files, 0, &gone.display().to_string()), Error::Missing { .. }));
-    assert!(matches!(files.sample_bytes(0), Err(Error::Missing { .. })));
+    assert!(matches!(said(&files, 0), Err(Error::Missing { .. })));
     assert_eq!(extent_bytes(&files, 0), 0);
     assert_eq!(read(&files, 1).unwrap().bytes[..], *b"2");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use qvl_dataload::storage::Reader;
-use qvl_dataload::{Batch, DataLoader, Error, OnError, Result, Shuffle, Source, State};
+use qvl_dataload::{Batch, Buffers, DataLoader, Error, OnError, Result, Shuffle, Source, State};
 
 /// Samples of different sizes, of which some cannot be read and some not transformed.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ impl Source for Samples {
         format!("sample {index}")
     }
 
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
+    fn sample_bytes(&self, index: usize, _: &dyn Buffers) -> Result<usize> {
         Ok(self.sizes[index] + 64)
     }
 

@@ -54,7 +54,6 @@ fn members_that_lie_together_and_are_named_alike_are_a_sample() {
     ];
     assert_eq!(all(&shards), expected);
     assert_eq!(shards.passed_by(), 2);
-    assert_eq!(shards.sample_bytes(0).unwrap(), 3);
     assert_eq!(extent_bytes(&shards, 0), 3);
     assert!(shards.name(1).ends_with("shard.tar: a/1"));
     let first = read(&shards, 0).unwrap();
@@ -72,7 +71,6 @@ fn a_field_of_each_sample_is_a_source_of_pictures() {
     let first = read(&pictures, 0).unwrap();
     assert_eq!(first.bytes[..], *b"22", "the first of the fields asked for, not of those there");
     assert!(first.name.ends_with("shard.tar: 0.jpg"));
-    assert_eq!(pictures.sample_bytes(0).unwrap(), 2);
     let error = failure(&pictures, 1, "shard.tar: 1: has no field jpg or png, only txt");
     assert!(matches!(error, Error::Field { .. }));
     assert_eq!(read(&pictures, 2).unwrap().bytes[..], *b"4");

@@ -121,7 +121,7 @@ where
         let plan = || {
             let (name, extents) = (self.source.name(index), self.source.extents(index));
             let rooms = extents.iter().map(|e| self.read_buffers.footprint(storage.room_bytes(e))).sum();
-            let bytes = self.source.sample_bytes(index)?.max(rooms);
+            let bytes = self.source.sample_bytes(index, &*self.read_buffers)?.max(rooms);
             Ok(Planned { number, name, extents, bytes })
         };
         catch_unwind(AssertUnwindSafe(plan)).unwrap_or_else(|panic| {

@@ -194,7 +194,7 @@ where
                 ready
             }
             None => {
-                self.reserve(&mut account, self.source.sample_bytes(index)?, &name)?;
+                self.reserve(&mut account, self.source.sample_bytes(index, &*self.read_buffers)?, &name)?;
                 Ready::default()
             }
         };

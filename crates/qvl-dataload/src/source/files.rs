@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use glob::Pattern;
 
+use crate::buffer::Buffers;
 use crate::source::listing::{self, Level, Wanted, bytes_of};
 use crate::source::{Encoded, Source, fingerprint, shown};
 use crate::storage::{DataFile, Extent, Reader};
@@ -164,8 +165,8 @@ impl Source for Files {
         self.path(index).map_or_else(|| format!("file {index}"), shown)
     }
 
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
-        self.extent(index).map(|extent| extent.bytes)
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
+        self.extent(index).map(|extent| whole_bytes(&extent, buffers))
     }
 
     fn read(&self, index: usize, reader: &mut Reader<'_>) -> Result<Encoded> {
@@ -210,6 +211,11 @@ pub(crate) fn whole(file: &DataFile, limit_bytes: u64) -> Result<Extent> {
     }
     let bytes = usize::try_from(metadata.len()).map_err(|_| too_long())?;
     Ok(Extent { file: file.clone(), offset: 0, bytes })
+}
+
+/// Memory that a file takes once it is read.
+pub(crate) fn whole_bytes(extent: &Extent, buffers: &dyn Buffers) -> usize {
+    Encoded::bytes_of(shown(extent.file.path()).len(), extent.bytes, buffers)
 }
 
 /// The bytes of an extent that is a whole file.

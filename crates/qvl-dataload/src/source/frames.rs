@@ -10,7 +10,8 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::source::files::{FolderOptions, MAX_FILE_BYTES, read_whole, whole};
+use crate::buffer::Buffers;
+use crate::source::files::{FolderOptions, MAX_FILE_BYTES, read_whole, whole, whole_bytes};
 use crate::source::listing::{bytes_of, has_extension, names};
 use crate::source::{Encoded, Footprint, Source, fingerprint, shown};
 use crate::storage::{DataFile, Extent, Reader};
@@ -65,6 +66,11 @@ pub struct FrameFolder {
 }
 
 impl FrameFolder {
+    /// What one takes beside its frames.
+    pub(crate) fn bytes_of(name: &str, frames: usize) -> usize {
+        size_of::<Self>() + name.len() + frames * size_of::<u64>()
+    }
+
     /// Decodes the frames.
     ///
     /// # Errors
@@ -92,7 +98,8 @@ impl FrameFolder {
 
 impl Footprint for FrameFolder {
     fn footprint(&self) -> usize {
-        size_of::<f64>() + self.name.len() + self.frames.footprint()
+        let frames: usize = self.frames.iter().map(|(_, frame)| frame.footprint()).sum();
+        Self::bytes_of(&self.name, self.frames.len()) + frames
     }
 }
 
@@ -157,8 +164,10 @@ impl Source for FrameFolders {
     }
 
     /// Lists the folder and looks at the size of each frame.
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
-        Ok(self.frames(index)?.frames.iter().map(|(_, extent)| extent.bytes).sum())
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
+        let frames = self.frames(index)?;
+        let bytes: usize = frames.frames.iter().map(|(_, extent)| whole_bytes(extent, buffers)).sum();
+        Ok(FrameFolder::bytes_of(&frames.name, frames.frames.len()) + bytes)
     }
 
     fn read(&self, index: usize, reader: &mut Reader<'_>) -> Result<FrameFolder> {

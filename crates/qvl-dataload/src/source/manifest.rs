@@ -17,8 +17,8 @@ pub(crate) use line::Line;
 use line::Medium;
 pub(crate) use location::Location;
 
-use crate::buffer::Buffer;
-use crate::source::files::{MAX_FILE_BYTES, read_whole, whole};
+use crate::buffer::{Buffer, Buffers};
+use crate::source::files::{MAX_FILE_BYTES, read_whole, whole, whole_bytes};
 use crate::source::frames::{FrameFolder, FrameOptions, Frames};
 use crate::source::{Encoded, Footprint, Source, fingerprint, shown};
 use crate::storage::{DataFile, Extent, Reader};
@@ -93,7 +93,8 @@ pub struct Record {
 impl Footprint for Record {
     fn footprint(&self) -> usize {
         let members = self.value.iter().map(|(key, value)| key.capacity() + of_value(value)).sum::<usize>();
-        size_of::<usize>() + members + self.images.footprint() + self.videos.footprint()
+        let images = self.images.iter().map(Footprint::footprint).sum::<usize>();
+        size_of::<Self>() + members + images + self.videos.iter().map(Footprint::footprint).sum::<usize>()
     }
 }
 
@@ -190,7 +191,7 @@ impl Manifest {
         let mut file = File::open(self.file.path()).map_err(|e| self.file.failed(e))?;
         let text = self.text(index, &mut file)?;
         let line = self.parse(index, &text)?;
-        let bytes = line.value.values().map(of_value).sum();
+        let bytes = line.value.iter().map(|(key, value)| key.capacity() + of_value(value)).sum();
         Ok((bytes, self.media(index, &line)?))
     }
 
@@ -268,10 +269,11 @@ enum Picture {
 }
 
 impl Picture {
-    fn bytes(&self) -> usize {
+    /// Memory that it takes once it is read.
+    fn bytes(&self, buffers: &dyn Buffers) -> usize {
         match self {
-            Self::File(extent) => extent.bytes,
-            Self::Data { bytes, .. } => bytes.len(),
+            Self::File(extent) => whole_bytes(extent, buffers),
+            Self::Data { name, bytes } => size_of::<Encoded>() + name.len() + bytes.capacity(),
         }
     }
 
@@ -290,6 +292,14 @@ enum Found {
 }
 
 impl Found {
+    fn bytes(&self, buffers: &dyn Buffers) -> usize {
+        let pictures = self.pictures().into_iter().map(|picture| picture.bytes(buffers)).sum::<usize>();
+        match self {
+            Self::Image(_) => pictures,
+            Self::Video(video) => FrameFolder::bytes_of(&video.name, video.frames.len()) + pictures,
+        }
+    }
+
     fn pictures(&self) -> Vec<&Picture> {
         match self {
             Self::Image(picture) => vec![picture],
@@ -311,9 +321,9 @@ impl Source for Manifest {
     }
 
     /// Parses the line and looks at its files: what the sample takes depends on them.
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
         let (bytes, found) = self.look(index)?;
-        Ok(bytes + found.iter().flat_map(Found::pictures).map(Picture::bytes).sum::<usize>())
+        Ok(size_of::<Record>() + bytes + found.iter().map(|found| found.bytes(buffers)).sum::<usize>())
     }
 
     fn read(&self, index: usize, reader: &mut Reader<'_>) -> Result<Record> {

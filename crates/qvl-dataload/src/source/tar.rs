@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use member::{Member, Scan};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Buffers};
 use crate::source::files::{MAX_FILE_BYTES, whole};
 use crate::source::{Encoded, Footprint, Source, fingerprint, shown};
 use crate::storage::{DataFile, Extent, Reader};
@@ -89,7 +89,10 @@ impl TarSample {
 
 impl Footprint for TarSample {
     fn footprint(&self) -> usize {
-        self.key.footprint() + self.shard.len() + self.fields.footprint()
+        let field = |(name, bytes): &(String, Buffer)| {
+            size_of::<(String, Buffer)>() + name.len() + Buffer::footprint(bytes)
+        };
+        size_of::<Self>() + self.key.len() + self.shard.len() + self.fields.iter().map(field).sum::<usize>()
     }
 }
 
@@ -192,9 +195,14 @@ impl Source for TarShards {
         self.sample(index).map_or_else(|_| format!("sample {index}"), |sample| self.index.name(sample))
     }
 
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
-        let extents = self.index.extents(self.sample(index)?)?;
-        Ok(extents.iter().map(|(_, extent)| extent.bytes).sum())
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
+        let sample = self.sample(index)?;
+        let field = |(name, extent): (&str, Extent)| {
+            size_of::<(String, Buffer)>() + name.len() + buffers.footprint(extent.bytes)
+        };
+        let fields: usize = self.index.extents(sample)?.into_iter().map(field).sum();
+        let names = sample.shown().len() + self.index.shards[sample.shard].name.len();
+        Ok(size_of::<TarSample>() + names + fields)
     }
 
     fn read(&self, index: usize, reader: &mut Reader<'_>) -> Result<TarSample> {
@@ -265,8 +273,9 @@ impl Source for TarField {
         self.shards.name(index)
     }
 
-    fn sample_bytes(&self, index: usize) -> Result<usize> {
-        self.find(index).map(|(_, extent)| extent.bytes)
+    fn sample_bytes(&self, index: usize, buffers: &dyn Buffers) -> Result<usize> {
+        let (field, extent) = self.find(index)?;
+        Ok(Encoded::bytes_of(self.shards.name(index).len() + 1 + field.len(), extent.bytes, buffers))
     }
 
     fn read(&self, index: usize, reader: &mut Reader<'_>) -> Result<Encoded> {

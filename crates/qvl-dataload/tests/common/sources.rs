@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use qvl_dataload::storage::Reader;
-use qvl_dataload::{Error, Recycled, Result, Source};
+use qvl_dataload::{Error, Footprint, Recycled, Result, Source};
 
 /// A folder that is removed at the end of the test.
 pub(crate) struct Folder(tempfile::TempDir);
@@ -28,13 +28,22 @@ impl Folder {
     }
 }
 
-/// Reads a sample.
-pub(crate) fn read<S: Source>(source: &S, index: usize) -> Result<S::Sample> {
-    source.read(index, &mut Reader::new(&Recycled::new(1 << 20)))
+/// Reads a sample. It takes as many bytes as the source said beforehand.
+pub(crate) fn read<S: Source<Sample: Footprint>>(source: &S, index: usize) -> Result<S::Sample> {
+    let buffers = Recycled::new(1 << 20);
+    let said = source.sample_bytes(index, &buffers);
+    let sample = source.read(index, &mut Reader::new(&buffers))?;
+    assert_eq!(said.unwrap(), sample.footprint(), "{}", source.name(index));
+    Ok(sample)
+}
+
+/// What a source says about the size of a sample before reading it.
+pub(crate) fn said<S: Source>(source: &S, index: usize) -> Result<usize> {
+    source.sample_bytes(index, &Recycled::new(0))
 }
 
 /// The error of a sample: one line that has `says` in it.
-pub(crate) fn failure<S: Source>(source: &S, index: usize, says: &str) -> Error {
+pub(crate) fn failure<S: Source<Sample: Footprint>>(source: &S, index: usize, says: &str) -> Error {
     let error = read(source, index).err().unwrap();
     message(&error, says);
     error
