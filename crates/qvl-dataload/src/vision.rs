@@ -13,6 +13,11 @@
 pub mod config;
 pub mod decode;
 mod jpeg;
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector instructions, in files of their own")
+)]
+mod kernels;
 mod orientation;
 pub mod patchify;
 mod png;

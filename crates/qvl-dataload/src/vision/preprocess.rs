@@ -1,6 +1,7 @@
 //! Stills and videos to patches: the steps of this module's neighbours in order.
 
 use crate::vision::patchify::{self, Layout, Tables};
+use crate::vision::resize::rows::Key;
 use crate::vision::resize::{self, Weights};
 use crate::vision::{
     Grid, ImageConfig, Patches, ProcessorConfig, Still, Video, VideoConfig, VideoPatches, smart_resize,
@@ -55,8 +56,9 @@ impl ProcessorConfig {
         let layout = layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size);
         check_output(out, grid, layout)?;
         let (width, height) = (grid.w * config.patch_size, grid.h * config.patch_size);
-        let resized =
-            resize::resize(Weights::Pillow, still.rgb(), still.width(), still.height(), width, height)?;
+        let key =
+            Key { weights: Weights::Pillow, from: (still.width(), still.height()), to: (width, height) };
+        let resized = resize::resize(key, still.rgb())?;
         patchify::patchify(&[&resized], layout, &patchify::image_tables(config), out);
         Ok(grid)
     }
@@ -67,8 +69,9 @@ impl ProcessorConfig {
     /// As [`ProcessorConfig::image_grid`].
     pub fn resized_image(&self, still: &Still) -> Result<Still> {
         let (height, width) = self.image.target(still.height(), still.width())?;
-        let resized =
-            resize::resize(Weights::Pillow, still.rgb(), still.width(), still.height(), width, height)?;
+        let key =
+            Key { weights: Weights::Pillow, from: (still.width(), still.height()), to: (width, height) };
+        let resized = resize::resize(key, still.rgb())?;
         Still::from_rgb(width, height, resized.into_owned())
     }
 
@@ -96,7 +99,8 @@ impl ProcessorConfig {
             .frames()
             .iter()
             .map(|f| {
-                let rgb = resize::resize(Weights::Torch, f.rgb(), f.width(), f.height(), width, height)?;
+                let key = Key { weights: Weights::Torch, from: (f.width(), f.height()), to: (width, height) };
+                let rgb = resize::resize(key, f.rgb())?;
                 Still::from_rgb(width, height, rgb.into_owned())
             })
             .collect()
@@ -119,7 +123,11 @@ impl ProcessorConfig {
         for (frames, out) in video.frames().chunks(temporal).zip(out.chunks_exact_mut(rows)) {
             let resized = frames
                 .iter()
-                .map(|f| resize::resize(Weights::Torch, f.rgb(), f.width(), f.height(), width, height))
+                .map(|f| {
+                    let key =
+                        Key { weights: Weights::Torch, from: (f.width(), f.height()), to: (width, height) };
+                    resize::resize(key, f.rgb())
+                })
                 .collect::<Result<Vec<_>>>()?;
             // The last frame stands in for those that are missing.
             let last = resized.len() - 1;
