@@ -24,6 +24,8 @@ mod png;
 mod preprocess;
 pub mod resize;
 pub mod size;
+mod strips;
+mod values;
 pub mod video;
 
 pub use config::{ImageConfig, ProcessorConfig, VideoConfig};
@@ -31,4 +33,5 @@ pub use decode::{DecodeLimits, Format, Still};
 pub use patchify::{Grid, Patches, VideoPatches};
 pub use resize::resize_bicubic;
 pub use size::{MAX_ASPECT_RATIO, smart_resize, smart_resize_video};
+pub use values::PatchValue;
 pub use video::{Frame, Video};

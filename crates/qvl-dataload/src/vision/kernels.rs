@@ -8,8 +8,13 @@
 pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_patches;
+
+use half::bf16;
 
 use crate::vision::resize::taps::Taps;
+use crate::vision::values::Formula;
 
 /// Rows that go through the horizontal pass together.
 pub(crate) const GROUP: usize = 8;
@@ -25,13 +30,13 @@ pub(crate) struct Isa(Level);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
     Portable,
-    /// Products of 16-bit numbers, two at a time.
+    /// Products of 16-bit numbers, two at a time, and additions.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// Products of 8-bit numbers, four at a time: VNNI of laptops without AVX-512.
+    /// Products and additions in one: VNNI of laptops without AVX-512.
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
-    /// The same in the encoding of AVX-512.
+    /// Products of 8-bit numbers, four at a time, and additions in one.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
 }
@@ -89,9 +94,9 @@ impl Isa {
         match self.0 {
             Level::Portable => None,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => Some(Cut::Halves),
+            Level::Avx2 | Level::AvxVnni => Some(Cut::Halves),
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnni | Level::Avx512Vnni => Some(Cut::Bytes),
+            Level::Avx512Vnni => Some(Cut::Bytes),
         }
     }
 
@@ -160,6 +165,77 @@ impl Isa {
             }
             _ => portable::vertical(taps, i, source, rows, out),
         }
+    }
+
+    /// Cuts one patch of f32; `false`, and nothing done, if there are no vectors for it.
+    pub(crate) fn patch_f32(self, patch: Patch<'_>, formula: Option<&Formula>, out: &mut [f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(formula) = self.formula(patch, formula) {
+            let patch = patch.checked(out);
+            // SAFETY: levels with formulas have AVX2 and FMA; lengths and alignment have just been checked.
+            unsafe { x86_patches::patch_f32(patch, formula, out) };
+            return true;
+        }
+        let _ = (patch, formula, out);
+        false
+    }
+
+    /// Cuts one patch of bf16; `false`, and nothing done, if there are no vectors for it.
+    pub(crate) fn patch_bf16(self, patch: Patch<'_>, formula: Option<&Formula>, out: &mut [bf16]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(formula) = self.formula(patch, formula) {
+            let patch = patch.checked(out);
+            // SAFETY: levels with formulas have AVX2 and FMA; lengths and alignment have just been checked.
+            unsafe { x86_patches::patch_bf16(patch, formula, out) };
+            return true;
+        }
+        let _ = (patch, formula, out);
+        false
+    }
+
+    /// The formula, if it can be computed in vectors for patches of that side.
+    #[cfg(target_arch = "x86_64")]
+    fn formula<'a>(self, patch: Patch<'_>, formula: Option<&'a Formula>) -> Option<&'a Formula> {
+        let whole = patch.side.is_multiple_of(x86_patches::PIXELS);
+        formula.filter(|_| self.0 >= Level::Avx2 && whole)
+    }
+
+    /// Ends a run of patches that may have been stored past the caches.
+    pub(crate) fn finish_patches(self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 >= Level::Avx2 {
+            x86_patches::fence();
+        }
+    }
+}
+
+/// One patch of one frame, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patch<'a> {
+    /// From the first byte of the patch to the last or beyond.
+    pub(crate) rgb: &'a [u8],
+    /// Bytes from one line to the next.
+    pub(crate) stride: usize,
+    /// Pixels a side.
+    pub(crate) side: usize,
+    /// Frames in the patch.
+    pub(crate) temporal: usize,
+    /// The first frame it is for, and the one behind the last.
+    pub(crate) places: (usize, usize),
+    /// Whether to store past the caches; without effect on a buffer that is not aligned to 32 bytes.
+    pub(crate) stream: bool,
+}
+
+impl Patch<'_> {
+    /// Checks the lengths, and takes back what cannot be.
+    #[cfg(target_arch = "x86_64")]
+    fn checked<V>(mut self, out: &[V]) -> Self {
+        let plane = self.side * self.side;
+        assert!(self.rgb.len() >= (self.side - 1) * self.stride + self.side * 3, "the patch is cut off");
+        assert!(self.places.1 <= self.temporal, "there are fewer frames than that");
+        assert_eq!(out.len(), 3 * self.temporal * plane, "the output does not have the size of the patch");
+        self.stream &= out.as_ptr().addr().is_multiple_of(32);
+        self
     }
 }
 

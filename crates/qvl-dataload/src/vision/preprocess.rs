@@ -1,8 +1,10 @@
 //! Stills and videos to patches: the steps of this module's neighbours in order.
 
-use crate::vision::patchify::{self, Layout, Tables};
+use crate::vision::patchify::Layout;
 use crate::vision::resize::rows::Key;
 use crate::vision::resize::{self, Weights};
+use crate::vision::strips::{Strips, Task};
+use crate::vision::values::{PatchValue, Scale};
 use crate::vision::{
     Grid, ImageConfig, Patches, ProcessorConfig, Still, Video, VideoConfig, VideoPatches, smart_resize,
     smart_resize_video,
@@ -50,17 +52,8 @@ impl ProcessorConfig {
     /// # Errors
     /// [`Error::OutputLength`] if the buffer has another length, otherwise as [`ProcessorConfig::image_grid`]. The
     /// buffer is then unchanged.
-    pub fn image_into(&self, still: &Still, out: &mut [f32]) -> Result<Grid> {
-        let config = &self.image;
-        let grid = self.image_grid(still.width(), still.height())?;
-        let layout = layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size);
-        check_output(out, grid, layout)?;
-        let (width, height) = (grid.w * config.patch_size, grid.h * config.patch_size);
-        let key =
-            Key { weights: Weights::Pillow, from: (still.width(), still.height()), to: (width, height) };
-        let resized = resize::resize(key, still.rgb())?;
-        patchify::patchify(&[&resized], layout, &patchify::image_tables(config), out);
-        Ok(grid)
+    pub fn image_into<V: PatchValue>(&self, still: &Still, out: &mut [V]) -> Result<Grid> {
+        Strips::default().image(self, still.rgb(), (still.width(), still.height()), out)
     }
 
     /// A still as it is before it is cut into patches: the bytes to compare when patches differ.
@@ -107,32 +100,28 @@ impl ProcessorConfig {
     }
 
     /// As [`ProcessorConfig::video`], into a buffer of exactly [`Grid::patches`] times
-    /// [`VideoConfig::patch_values`] values. One temporal patch is resized at a time.
+    /// [`VideoConfig::patch_values`] values. A few rows of one frame are resized at a time.
     ///
     /// # Errors
     /// [`Error::OutputLength`] if the buffer has another length, otherwise as [`ProcessorConfig::video_grid`].
-    pub fn video_into(&self, video: &Video, out: &mut [f32]) -> Result<Grid> {
+    pub fn video_into<V: PatchValue>(&self, video: &Video, out: &mut [V]) -> Result<Grid> {
         let config = &self.video;
         let grid = self.video_grid(video.frames().len(), video.width(), video.height())?;
         let layout = layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size);
         check_output(out, grid, layout)?;
-        let tables: Tables = patchify::video_tables(config);
-        let (width, height) = (grid.w * config.patch_size, grid.h * config.patch_size);
-        let temporal = config.temporal_patch_size as usize;
+        let from = (video.width(), video.height());
+        let to = (grid.w * config.patch_size, grid.h * config.patch_size);
+        let task =
+            Task { key: Key { weights: Weights::Torch, from, to }, layout, scale: Scale::of_video(config) };
         let rows = grid.h as usize * grid.w as usize * layout.row_len();
-        for (frames, out) in video.frames().chunks(temporal).zip(out.chunks_exact_mut(rows)) {
-            let resized = frames
-                .iter()
-                .map(|f| {
-                    let key =
-                        Key { weights: Weights::Torch, from: (f.width(), f.height()), to: (width, height) };
-                    resize::resize(key, f.rgb())
-                })
-                .collect::<Result<Vec<_>>>()?;
-            // The last frame stands in for those that are missing.
-            let last = resized.len() - 1;
-            let places: Vec<&[u8]> = (0..temporal).map(|t| &*resized[t.min(last)]).collect();
-            patchify::patchify(&places, layout, &tables, out);
+        let mut strips = Strips::default();
+        let stream = Strips::stream(out);
+        for (frames, out) in video.frames().chunks(layout.temporal).zip(out.chunks_exact_mut(rows)) {
+            for (t, frame) in frames.iter().enumerate() {
+                // The last frame stands in for those that are missing.
+                let end = if t + 1 == frames.len() { layout.temporal } else { t + 1 };
+                strips.cut(task, frame.rgb(), t..end, stream, out)?;
+            }
         }
         Ok(grid)
     }
@@ -193,6 +182,27 @@ impl VideoConfig {
     }
 }
 
+impl Strips {
+    /// A still of `width` x `height` pixels to its patches.
+    pub(crate) fn image<V: PatchValue>(
+        &mut self,
+        config: &ProcessorConfig,
+        rgb: &[u8],
+        (width, height): (u32, u32),
+        out: &mut [V],
+    ) -> Result<Grid> {
+        let grid = config.image_grid(width, height)?;
+        let config = &config.image;
+        let layout = layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size);
+        check_output(out, grid, layout)?;
+        let to = (grid.w * config.patch_size, grid.h * config.patch_size);
+        let key = Key { weights: Weights::Pillow, from: (width, height), to };
+        let task = Task { key, layout, scale: Scale::of_image(config) };
+        self.cut(task, rgb, 0..layout.temporal, Self::stream(out), out)?;
+        Ok(grid)
+    }
+}
+
 fn patch_values(patch_size: u32, temporal_patch_size: u32) -> usize {
     3 * temporal_patch_size as usize * patch_size as usize * patch_size as usize
 }
@@ -207,7 +217,7 @@ fn layout(grid: Grid, patch: u32, temporal: u32, merge: u32) -> Layout {
     }
 }
 
-fn check_output(out: &[f32], grid: Grid, layout: Layout) -> Result<()> {
+fn check_output<V>(out: &[V], grid: Grid, layout: Layout) -> Result<()> {
     let expected = grid.patches() * layout.row_len();
     if out.len() == expected {
         return Ok(());

@@ -7,12 +7,12 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_storeu_si128, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_castsi128_si256, _mm256_castsi256_si128,
-    _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32, _mm256_extracti128_si256, _mm256_inserti128_si256,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_packs_epi32, _mm256_packus_epi16,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8,
-    _mm256_slli_epi32, _mm256_sra_epi32, _mm256_srli_epi16, _mm256_storeu_si256, _mm256_unpackhi_epi8,
-    _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_castsi128_si256, _mm256_castsi256_si128, _mm256_dpbusd_epi32,
+    _mm256_dpwssd_avx_epi32, _mm256_extracti128_si256, _mm256_inserti128_si256, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi32,
+    _mm256_sra_epi32, _mm256_srli_epi16, _mm256_storeu_si256, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16,
+    _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
 use super::{GROUP, LANES};
@@ -134,103 +134,111 @@ macro_rules! passes {
     };
 }
 
-/// AVX2 alone: weights in halves.
-pub(super) mod avx2 {
-    use super::*;
-
-    /// Lanes of 32 bits with products of low halves, and of 16 bits with products of high ones.
-    #[derive(Clone, Copy)]
-    struct Sum {
-        low: __m256i,
-        high: __m256i,
-    }
-
-    impl Sum {
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        fn zero() -> Self {
-            Self { low: _mm256_setzero_si256(), high: _mm256_setzero_si256() }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        fn add(&mut self, samples: __m256i, [even, odd, high]: [__m256i; 3]) {
-            let evens = _mm256_and_si256(samples, _mm256_set1_epi16(255));
-            let odds = _mm256_srli_epi16::<8>(samples);
-            self.low = _mm256_add_epi32(self.low, _mm256_madd_epi16(evens, even));
-            self.low = _mm256_add_epi32(self.low, _mm256_madd_epi16(odds, odd));
-            self.high = _mm256_add_epi16(self.high, _mm256_maddubs_epi16(samples, high));
-        }
-
-        /// Brings the high sums over before they overflow.
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        fn empty(&mut self) {
-            let high = _mm256_madd_epi16(self.high, _mm256_set1_epi16(1));
-            self.low = _mm256_add_epi32(self.low, _mm256_slli_epi32::<16>(high));
-            self.high = _mm256_setzero_si256();
-        }
-
-        /// The sum; nothing was added since it was emptied.
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        fn total(self) -> __m256i {
-            self.low
-        }
-    }
-
-    passes!("avx2");
-}
-
-/// A `Sum` of three digits for one of the two encodings of the same instruction.
-macro_rules! digits {
-    ($features:literal, $dot:ident) => {
-        /// For each digit lanes of 32 bits.
+/// A `Sum` of halves, for a way to add products of pairs.
+macro_rules! halves {
+    ($features:literal, $pairs:ident) => {
+        /// Lanes of 32 bits with products of low halves, and of 16 bits with products of high ones.
         #[derive(Clone, Copy)]
-        struct Sum([__m256i; 3]);
+        struct Sum {
+            low: __m256i,
+            high: __m256i,
+        }
 
         impl Sum {
             #[inline]
             #[target_feature(enable = $features)]
             fn zero() -> Self {
-                Self([_mm256_setzero_si256(); 3])
+                Self { low: _mm256_setzero_si256(), high: _mm256_setzero_si256() }
             }
 
             #[inline]
             #[target_feature(enable = $features)]
-            fn add(&mut self, samples: __m256i, [d0, d1, d2]: [__m256i; 3]) {
-                self.0[0] = $dot(self.0[0], samples, d0);
-                self.0[1] = $dot(self.0[1], samples, d1);
-                self.0[2] = $dot(self.0[2], samples, d2);
+            fn add(&mut self, samples: __m256i, [even, odd, high]: [__m256i; 3]) {
+                let evens = _mm256_and_si256(samples, _mm256_set1_epi16(255));
+                let odds = _mm256_srli_epi16::<8>(samples);
+                self.low = $pairs(self.low, evens, even);
+                self.low = $pairs(self.low, odds, odd);
+                self.high = _mm256_add_epi16(self.high, _mm256_maddubs_epi16(samples, high));
             }
 
-            /// These sums cannot overflow.
+            /// Brings the high sums over before they overflow.
             #[inline]
             #[target_feature(enable = $features)]
-            fn empty(&mut self) {}
+            fn empty(&mut self) {
+                let high = _mm256_madd_epi16(self.high, _mm256_set1_epi16(1));
+                self.low = _mm256_add_epi32(self.low, _mm256_slli_epi32::<16>(high));
+                self.high = _mm256_setzero_si256();
+            }
 
+            /// The sum; nothing was added since it was emptied.
             #[inline]
             #[target_feature(enable = $features)]
             fn total(self) -> __m256i {
-                let high = _mm256_add_epi32(_mm256_slli_epi32::<8>(self.0[2]), self.0[1]);
-                _mm256_add_epi32(_mm256_slli_epi32::<8>(high), self.0[0])
+                self.low
             }
         }
     };
 }
 
-/// VNNI in the encoding of AVX: weights in digits.
+/// AVX2 alone.
+pub(super) mod avx2 {
+    use super::*;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pairs(sum: __m256i, samples: __m256i, weights: __m256i) -> __m256i {
+        _mm256_add_epi32(sum, _mm256_madd_epi16(samples, weights))
+    }
+
+    halves!("avx2", pairs);
+    passes!("avx2");
+}
+
+/// VNNI in the encoding of AVX. Three digits for each sum take more registers than its sixteen, so weights are in
+/// halves here too, and the addition is what is saved.
 pub(super) mod avx_vnni {
     use super::*;
-    digits!("avx2,avxvnni", _mm256_dpbusd_avx_epi32);
+    halves!("avx2,avxvnni", _mm256_dpwssd_avx_epi32);
     passes!("avx2,avxvnni");
 }
 
-/// VNNI in the encoding of AVX-512: weights in digits. Vectors of 64 bytes would double the shuffles that bring rows
-/// together and halve nothing but the products.
+/// VNNI in the encoding of AVX-512, with its 32 registers: weights in digits. Vectors of 64 bytes would double the
+/// shuffles that bring rows together and halve nothing but the products.
 pub(super) mod avx512_vnni {
     use super::*;
-    digits!("avx2,avx512f,avx512bw,avx512vl,avx512vnni", _mm256_dpbusd_epi32);
+
+    /// For each digit lanes of 32 bits.
+    #[derive(Clone, Copy)]
+    struct Sum([__m256i; 3]);
+
+    impl Sum {
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn zero() -> Self {
+            Self([_mm256_setzero_si256(); 3])
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn add(&mut self, samples: __m256i, digits: [__m256i; 3]) {
+            for (sum, digit) in self.0.iter_mut().zip(digits) {
+                *sum = _mm256_dpbusd_epi32(*sum, samples, digit);
+            }
+        }
+
+        /// These sums cannot overflow.
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn empty(&mut self) {}
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn total(self) -> __m256i {
+            let high = _mm256_add_epi32(_mm256_slli_epi32::<8>(self.0[2]), self.0[1]);
+            _mm256_add_epi32(_mm256_slli_epi32::<8>(high), self.0[0])
+        }
+    }
+
     passes!("avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 }
 
