@@ -393,4 +393,10 @@ pub enum Error {
         /// The folder of its frames.
         name: String,
     },
+    /// A text is not a [`ContentHash`](crate::vision::ContentHash).
+    #[error("{got:?} is no content hash, expected 64 hexadecimal digits")]
+    ContentHashSyntax {
+        /// The text, or its beginning.
+        got: String,
+    },
 }

@@ -67,6 +67,21 @@ pub struct ImageConfig {
     pub image_mean: [f64; 3],
     /// Standard deviation of R, G and B.
     pub image_std: [f64; 3],
+    /// How encoded JPEG files are decoded; not among the settings of a checkpoint. A [`Still`](crate::vision::Still)
+    /// has been decoded already, so this concerns only methods that take encoded bytes.
+    pub jpeg_scale: JpegScale,
+}
+
+/// At which size a JPEG is decoded that is to be made much smaller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum JpegScale {
+    /// At its own: pixels are those of the reference.
+    #[default]
+    Exact,
+    /// At a half, a quarter or an eighth, whichever is the smallest that is not below the target in either direction,
+    /// and resized from there. **Not what the reference does**: faster, and a few levels away from it. The grid does
+    /// not change. Needs the feature `libjpeg-turbo`; without it this setting is an error, never ignored.
+    Inexact,
 }
 
 /// Settings for videos. The default is that of transformers' `Qwen3VLVideoProcessor`.
@@ -125,6 +140,7 @@ impl Default for ImageConfig {
             do_normalize: true,
             image_mean: [0.5; 3],
             image_std: [0.5; 3],
+            jpeg_scale: JpegScale::Exact,
         }
     }
 }
@@ -199,7 +215,12 @@ impl ImageConfig {
     pub fn validate(&self) -> Result<()> {
         check_geometry("image", self.patch_size, self.temporal_patch_size, self.merge_size)?;
         check_pixels("image", self.min_pixels, self.max_pixels)?;
-        check_scale("image", self.rescale_factor, &self.image_mean, &self.image_std)
+        check_scale("image", self.rescale_factor, &self.image_mean, &self.image_std)?;
+        if self.jpeg_scale == JpegScale::Inexact && !cfg!(feature = "libjpeg-turbo") {
+            let expected = "Exact, or a build of qvl-dataload with the feature libjpeg-turbo";
+            return Err(value("image", "jpeg_scale", "Inexact", expected));
+        }
+        Ok(())
     }
 
     fn read(section: &Section<'_>) -> Result<Self> {
@@ -225,6 +246,7 @@ impl ImageConfig {
             do_normalize: common.do_normalize,
             image_mean: common.image_mean.unwrap_or(default.image_mean),
             image_std: common.image_std.unwrap_or(default.image_std),
+            jpeg_scale: default.jpeg_scale,
         };
         config.validate().map_err(|e| section.rename(e))?;
         Ok(config)

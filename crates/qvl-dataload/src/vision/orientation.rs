@@ -42,32 +42,50 @@ impl Orientation {
             .map_or(Self::Upright, Self::from_exif)
     }
 
-    /// Turns RGB pixels; returns the new width and height with them.
-    pub(crate) fn apply(self, width: u32, height: u32, rgb: Vec<u8>) -> (u32, u32, Vec<u8>) {
-        if self == Self::Upright {
-            return (width, height, rgb);
+    /// The width and height of a picture that is turned.
+    pub(crate) fn turned(self, (width, height): (u32, u32)) -> (u32, u32) {
+        match self {
+            Self::Transpose | Self::Rotate90 | Self::Transverse | Self::Rotate270 => (height, width),
+            Self::Upright | Self::FlipHorizontal | Self::Rotate180 | Self::FlipVertical => (width, height),
         }
-        let (w, h) = (width as usize, height as usize);
-        let turned = matches!(self, Self::Transpose | Self::Rotate90 | Self::Transverse | Self::Rotate270);
-        let (new_w, new_h) = if turned { (h, w) } else { (w, h) };
-        let mut out = Vec::with_capacity(rgb.len());
-        for y in 0..new_h {
-            for x in 0..new_w {
-                let (source_x, source_y) = match self {
-                    Self::Upright => (x, y),
-                    Self::FlipHorizontal => (w - 1 - x, y),
-                    Self::Rotate180 => (w - 1 - x, h - 1 - y),
-                    Self::FlipVertical => (x, h - 1 - y),
-                    Self::Transpose => (y, x),
-                    Self::Rotate90 => (y, h - 1 - x),
-                    Self::Transverse => (w - 1 - y, h - 1 - x),
-                    Self::Rotate270 => (w - 1 - y, x),
-                };
-                let at = (source_y * w + source_x) * 3;
-                out.extend_from_slice(&rgb[at..at + 3]);
+    }
+
+    /// Turns the RGB pixels of a picture of `size` into `out`, which is as long.
+    ///
+    /// In squares: rows of one picture are columns of the other, and of a square both are in the cache.
+    pub(crate) fn apply(self, size: (u32, u32), rgb: &[u8], out: &mut [u8]) {
+        const SQUARE: usize = 32;
+        let (w, h) = (size.0 as usize, size.1 as usize);
+        let (new_w, new_h) = self.turned(size);
+        let (new_w, new_h) = (new_w as usize, new_h as usize);
+        let (source, out) = (rgb.as_chunks::<3>().0, out.as_chunks_mut::<3>().0);
+        let (last_x, last_y) = (w - 1, (h - 1) * w);
+        // Where the first pixel comes from, whether x goes along a row of the source, and which ways x and y go.
+        let (first, along, forth_x, forth_y) = match self {
+            Self::Upright => (0, true, true, true),
+            Self::FlipHorizontal => (last_x, true, false, true),
+            Self::Rotate180 => (last_x + last_y, true, false, false),
+            Self::FlipVertical => (last_y, true, true, false),
+            Self::Transpose => (0, false, true, true),
+            Self::Rotate90 => (last_y, false, false, true),
+            Self::Transverse => (last_x + last_y, false, false, false),
+            Self::Rotate270 => (last_x, false, true, false),
+        };
+        let (step_x, step_y) = if along { (1, w) } else { (w, 1) };
+        let from = |at: usize, forth: bool, count: usize, step: usize| {
+            if forth { at + count * step } else { at - count * step }
+        };
+        for top in (0..new_h).step_by(SQUARE) {
+            for left in (0..new_w).step_by(SQUARE) {
+                let right = (left + SQUARE).min(new_w);
+                for y in top..(top + SQUARE).min(new_h) {
+                    let row = from(first, forth_y, y, step_y);
+                    for (x, pixel) in (left..right).zip(&mut out[y * new_w + left..][..right - left]) {
+                        *pixel = source[from(row, forth_x, x, step_x)];
+                    }
+                }
             }
         }
-        (new_w as u32, new_h as u32, out)
     }
 }
 
@@ -169,10 +187,18 @@ mod tests {
     #[test]
     fn rotate_90_is_clockwise() {
         let pixels = |letters: &[u8]| letters.iter().flat_map(|l| [*l; 3]).collect::<Vec<u8>>();
-        assert_eq!(Orientation::Rotate90.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"daebfc")));
-        assert_eq!(Orientation::Rotate270.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"cfbead")));
-        assert_eq!(Orientation::Transpose.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"adbecf")));
-        assert_eq!(Orientation::Transverse.apply(3, 2, pixels(b"abcdef")), (2, 3, pixels(b"fcebda")));
-        assert_eq!(Orientation::FlipVertical.apply(3, 2, pixels(b"abcdef")), (3, 2, pixels(b"defabc")));
+        let apply = |orientation: Orientation| {
+            let mut out = vec![0; 18];
+            orientation.apply((3, 2), &pixels(b"abcdef"), &mut out);
+            (orientation.turned((3, 2)), out)
+        };
+        assert_eq!(apply(Orientation::Upright), ((3, 2), pixels(b"abcdef")));
+        assert_eq!(apply(Orientation::FlipHorizontal), ((3, 2), pixels(b"cbafed")));
+        assert_eq!(apply(Orientation::Rotate180), ((3, 2), pixels(b"fedcba")));
+        assert_eq!(apply(Orientation::FlipVertical), ((3, 2), pixels(b"defabc")));
+        assert_eq!(apply(Orientation::Transpose), ((2, 3), pixels(b"adbecf")));
+        assert_eq!(apply(Orientation::Rotate90), ((2, 3), pixels(b"daebfc")));
+        assert_eq!(apply(Orientation::Transverse), ((2, 3), pixels(b"fcebda")));
+        assert_eq!(apply(Orientation::Rotate270), ((2, 3), pixels(b"cfbead")));
     }
 }

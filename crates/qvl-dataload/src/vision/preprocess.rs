@@ -53,7 +53,10 @@ impl ProcessorConfig {
     /// [`Error::OutputLength`] if the buffer has another length, otherwise as [`ProcessorConfig::image_grid`]. The
     /// buffer is then unchanged.
     pub fn image_into<V: PatchValue>(&self, still: &Still, out: &mut [V]) -> Result<Grid> {
-        Strips::default().image(self, still.rgb(), (still.width(), still.height()), out)
+        let grid = self.image_grid(still.width(), still.height())?;
+        self.check_image_output(grid, out)?;
+        Strips::default().image(self, still.rgb(), (still.width(), still.height()), grid, out)?;
+        Ok(grid)
     }
 
     /// A still as it is before it is cut into patches: the bytes to compare when patches differ.
@@ -182,24 +185,38 @@ impl VideoConfig {
     }
 }
 
+impl ProcessorConfig {
+    /// Whether a buffer has the length for a still of this grid.
+    pub(crate) fn check_image_output<V>(&self, grid: Grid, out: &[V]) -> Result<()> {
+        let config = &self.image;
+        check_output(
+            out,
+            grid,
+            layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size),
+        )
+    }
+
+    /// Width and height of a still of this grid, resized.
+    pub(crate) fn image_size(&self, grid: Grid) -> (u32, u32) {
+        (grid.w * self.image.patch_size, grid.h * self.image.patch_size)
+    }
+}
+
 impl Strips {
-    /// A still of `width` x `height` pixels to its patches.
+    /// A still of `width` x `height` pixels to its patches, which `grid` may hold.
     pub(crate) fn image<V: PatchValue>(
         &mut self,
         config: &ProcessorConfig,
         rgb: &[u8],
-        (width, height): (u32, u32),
+        from: (u32, u32),
+        grid: Grid,
         out: &mut [V],
-    ) -> Result<Grid> {
-        let grid = config.image_grid(width, height)?;
+    ) -> Result<()> {
+        let key = Key { weights: Weights::Pillow, from, to: config.image_size(grid) };
         let config = &config.image;
         let layout = layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size);
-        check_output(out, grid, layout)?;
-        let to = (grid.w * config.patch_size, grid.h * config.patch_size);
-        let key = Key { weights: Weights::Pillow, from: (width, height), to };
         let task = Task { key, layout, scale: Scale::of_image(config) };
-        self.cut(task, rgb, 0..layout.temporal, Self::stream(out), out)?;
-        Ok(grid)
+        self.cut(task, rgb, 0..layout.temporal, Self::stream(out), out)
     }
 }
 
