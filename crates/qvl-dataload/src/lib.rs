@@ -4,6 +4,7 @@
 pub mod buffer;
 mod error;
 mod loader;
+mod pictures;
 mod sampler;
 pub mod source;
 pub mod storage;
@@ -13,6 +14,7 @@ pub mod vision;
 pub use buffer::{Buffer, Buffers, Recycled};
 pub use error::{Cause, Error, Result};
 pub use loader::{Batch, Builder, DataLoader, Decision, OnError, Receiver, Skip, State, Stats};
+pub use pictures::{Patchify, Prepared};
 pub use sampler::Shuffle;
 pub use source::files::{Files, FolderOptions};
 pub use source::frames::{FrameFolder, FrameFolders, FrameOptions};

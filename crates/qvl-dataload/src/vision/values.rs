@@ -26,7 +26,7 @@ pub(crate) mod sealed {
     use super::{Isa, Patch, Values, ValuesOf, bf16};
 
     /// What this crate needs of a type of values.
-    pub trait Sealed: Sized {
+    pub trait Sealed: Sized + bytemuck::Pod {
         /// Rounds to this type.
         fn from_f32(value: f32) -> Self;
 
