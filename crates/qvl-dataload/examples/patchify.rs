@@ -12,8 +12,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use qvl_dataload::vision::{DecodeLimits, ProcessorConfig, Still};
-use sha2::{Digest, Sha256};
+use qvl_dataload::vision::{DecodeLimits, ProcessorConfig, certificate};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -22,22 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(folder) => ProcessorConfig::from_dir(Path::new(&folder))?,
         None => ProcessorConfig::default(),
     };
-    let still = Still::open(&picture, &DecodeLimits::default())?;
-    let grid = config.image_grid(still.width(), still.height())?;
-    let resized = config.resized_image(&still)?;
-    let patches = config.image(&still)?;
-    let values: Vec<u8> = patches.pixel_values.iter().flat_map(|v| v.to_le_bytes()).collect();
-
-    println!("picture        {}x{}", still.width(), still.height());
-    println!("resized        {}x{}", resized.width(), resized.height());
-    println!("grid (t, h, w) {}, {}, {}", grid.t, grid.h, grid.w);
-    println!("visual tokens  {}", grid.visual_tokens(config.image.merge_size));
-    println!("decoded        {}", hash(still.rgb()));
-    println!("resized        {}", hash(resized.rgb()));
-    println!("pixel_values   {}", hash(&values));
+    let name = picture.to_string_lossy();
+    let certificate = certificate(&config, &std::fs::read(&picture)?, &name, &DecodeLimits::default())?;
+    println!("{certificate}");
+    println!("visual tokens {}", certificate.grid.visual_tokens(config.image.merge_size));
     Ok(())
-}
-
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,6 +16,9 @@ use crate::{Cause, Error, Result};
 /// Width and height.
 type Size = (u32, u32);
 
+/// A GIF up to its first frame, and that frame without its pixels.
+type OpenedGif<'a> = (Opened, gif::Frame<'static>, gif::Decoder<Cursor<&'a [u8]>>);
+
 /// Memory of a decoder that is worth keeping from one picture to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
@@ -195,7 +198,7 @@ impl<'a> Job<'a> {
     }
 
     /// Opens a GIF up to its first frame, without the pixels of that.
-    fn open_gif(&self) -> Result<(Opened, gif::Frame<'static>, gif::Decoder<Cursor<&'a [u8]>>)> {
+    fn open_gif(&self) -> Result<OpenedGif<'a>> {
         let damaged = |e: gif::DecodingError| self.damaged(e);
         let mut options = gif::DecodeOptions::new();
         options.set_color_output(gif::ColorOutput::Indexed);
