@@ -360,7 +360,7 @@ fn memory_whose_code_panics_is_an_error_of_its_request() {
     struct Bad;
     impl AsRef<[u8]> for Bad {
         fn as_ref(&self) -> &[u8] {
-            &[0; 64]
+            &[0; 20_000]
         }
     }
     impl AsMut<[u8]> for Bad {
@@ -369,14 +369,16 @@ fn memory_whose_code_panics_is_an_error_of_its_request() {
         }
     }
     let files = files(&[100]);
-    let mut engine = Storage::Pool { threads: 1, direct: false }.start().unwrap();
     let extent = Extent { file: DataFile::once(&files.paths[0]), offset: 0, bytes: 10 };
-    let buffer = Buffer::take(&|_: usize| Some(Bad), 10).unwrap();
-    engine.submit(Request { tag: 0, extent: extent.clone(), buffer });
-    let error = engine.complete(true).unwrap().result.unwrap_err();
-    assert!(matches!(&error, Error::Panicked { message, .. } if message == "not today"), "{error:?}");
-    engine.submit(Request { tag: 1, extent, buffer: Buffer::from(vec![0; 10]) });
-    assert!(engine.complete(true).unwrap().result.is_ok(), "the thread lives");
+    for storage in usable(&files.paths[0]) {
+        let mut engine = storage.start().unwrap();
+        let buffer = Buffer::take(&|_: usize| Some(Bad), storage.room_bytes(&extent)).unwrap();
+        engine.submit(Request { tag: 0, extent: extent.clone(), buffer });
+        let error = engine.complete(true).unwrap().result.unwrap_err();
+        assert!(matches!(&error, Error::Panicked { message, .. } if message == "not today"), "{error:?}");
+        engine.submit(request(storage, 1, extent.clone(), &heap()));
+        assert!(engine.complete(true).unwrap().result.is_ok(), "{storage}: it goes on");
+    }
 }
 
 #[test]

@@ -78,7 +78,8 @@ impl Engine for Advise {
             self.announce_on();
         }
         let file = file.unwrap_or_else(|| extent.file.open(Mode::Buffered));
-        let result = file.and_then(|file| window::read_from(&file, &extent, Mode::Buffered, buffer, || true));
+        let result =
+            window::guarded(&extent, || window::read_from(&*file?, &extent, Mode::Buffered, buffer, || true));
         Some(Done { tag, result, elapsed: since.elapsed() })
     }
 }

@@ -59,7 +59,8 @@ pub struct Done {
     /// [`Error::Missing`](crate::Error::Missing), [`Error::Folder`](crate::Error::Folder),
     /// [`Error::Read`](crate::Error::Read); [`Error::Shorter`](crate::Error::Shorter) if the file ends before the
     /// extent does; [`Error::NoBuffer`](crate::Error::NoBuffer) if the buffer is too small;
-    /// [`Error::Storage`](crate::Error::Storage) if the file cannot be read that way. An error is that of its
+    /// [`Error::Storage`](crate::Error::Storage) if the file cannot be read that way;
+    /// [`Error::Panicked`](crate::Error::Panicked) if the code of a caller's own memory did. An error is that of its
     /// request alone; its buffer has gone back where it came from.
     pub result: Result<Buffer>,
     /// From `submit` to the end of the read, with the time it waited for its turn.

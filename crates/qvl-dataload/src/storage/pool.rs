@@ -1,7 +1,6 @@
 //! Reading ahead with threads that block in positioned reads: works on every system and every file system.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,7 +11,6 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::engine::{Done, Engine, Request};
 use super::file::Mode;
 use super::window;
-use crate::source::shown;
 use crate::{Error, Result};
 
 /// Threads that read. They live as long as the engine does; each reads one request at a time.
@@ -68,13 +66,7 @@ fn work(jobs: &Receiver<Job>, done: &Sender<Done>, stop: &AtomicBool, mode: Mode
             return;
         }
         let read = || window::read(&extent, mode, buffer, || !stop.load(Ordering::Relaxed));
-        // The memory may be the caller's, and so the code that gives its bytes. A thread that died of it would leave
-        // its request unanswered.
-        let result = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
-            let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            Err(Error::Panicked { name: shown(extent.file.path()), message })
-        });
+        let result = window::guarded(&extent, read);
         if done.send(Done { tag, result, elapsed: since.elapsed() }).is_err() {
             return;
         }

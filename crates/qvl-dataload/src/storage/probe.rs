@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 pub use choose::{Measurements, Point, Rate, choose};
 
-use super::{DataFile, Engine, Extent, PreadPool, Request, Storage};
+use super::file::Mode;
+use super::{DataFile, Done, Engine, Extent, Reader, Request, Storage, window};
 use crate::buffer::{Buffer, Recycled};
 use crate::source::shown;
 use crate::{Error, Result};
@@ -63,6 +64,7 @@ impl Drive {
         let mut measured = Measurements {
             data_bytes: found.all_bytes,
             memory_bytes: available_bytes(),
+            in_memory: found.files.first().map_or(Ok(false), |(file, _)| in_memory(file))?,
             ..Measurements::default()
         };
         let mut bench =
@@ -217,20 +219,22 @@ impl Bench {
         let extent = Extent { file, offset: 0, bytes };
         let mut parts = Parts::default();
         let deadline = Instant::now() + time;
-        let mut reader = super::Reader::new(&self.buffers);
+        let mut reader = Reader::new(&self.buffers);
         // Once to fill the cache and to touch the buffer.
         drop(reader.read(&extent)?);
-        while parts.count < PARTS || Instant::now() < deadline {
-            let since = Instant::now();
-            drop(reader.read(&extent)?);
-            parts.add(bytes as u64, since.elapsed());
+        for part in 0..PARTS {
+            let (since, mut read_bytes) = (Instant::now(), 0);
+            let left = deadline.saturating_duration_since(since) / (PARTS - part);
+            while read_bytes == 0 || since.elapsed() < left {
+                read_bytes += reader.read(&extent)?.len() as u64;
+            }
+            parts.add(read_bytes, since.elapsed());
         }
         Ok(parts.rate())
     }
 
     fn latency(&mut self, time: Duration) -> Result<Option<Duration>> {
         let storage = Storage::Pool { threads: 1, direct: true };
-        let mut engine = PreadPool::new(1, true)?;
         let mut times = Vec::new();
         let deadline = Instant::now() + time;
         while times.len() < 5 || (Instant::now() < deadline && times.len() < 1000) {
@@ -238,10 +242,10 @@ impl Bench {
             let (block, _) = self.blocks.next(1 << 20);
             let extent = Extent { bytes: block.bytes.min(BLOCK_BYTES_MIN as usize), ..block };
             let buffer = Buffer::take(&self.buffers, storage.room_bytes(&extent))?;
-            engine.submit(Request { tag: 0, extent, buffer });
-            let Some(done) = engine.complete(true) else { break };
-            drop(done.result?);
-            times.push(done.elapsed);
+            // By this thread: handing it to another would be measured too.
+            let since = Instant::now();
+            drop(window::read(&extent, Mode::Direct, buffer, || true)?);
+            times.push(since.elapsed());
         }
         times.sort();
         Ok(times.get(times.len() / 2).copied())
@@ -356,11 +360,11 @@ impl Engine for Plain {
         self.request = Some(request);
     }
 
-    fn complete(&mut self, _: bool) -> Option<super::Done> {
+    fn complete(&mut self, _: bool) -> Option<Done> {
         let Request { tag, extent, buffer } = self.request.take()?;
         let since = Instant::now();
-        let result = super::window::read(&extent, super::Mode::Buffered, buffer, || true);
-        Some(super::Done { tag, result, elapsed: since.elapsed() })
+        let result = window::read(&extent, Mode::Buffered, buffer, || true);
+        Some(Done { tag, result, elapsed: since.elapsed() })
     }
 }
 
@@ -421,6 +425,19 @@ fn evict(file: &DataFile) -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn evict(_: &DataFile) -> Result<()> {
     Ok(())
+}
+
+/// Whether a file system keeps its files in memory, without a drive.
+#[cfg(target_os = "linux")]
+fn in_memory(file: &DataFile) -> Result<bool> {
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    file.with(|file| Ok(matches!(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff, TMPFS | RAMFS)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn in_memory(_: &DataFile) -> Result<bool> {
+    Ok(false)
 }
 
 /// Memory that the page cache could take, as Linux says it.

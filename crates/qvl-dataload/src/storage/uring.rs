@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::engine::{Done, Engine, Request};
 use super::file::{Extent, Mode};
-use super::window::Window;
+use super::window::{self, Window};
 use crate::buffer::Buffer;
 use crate::{Error, Result};
 
@@ -133,7 +133,7 @@ impl Uring {
         if let Some(errno) = self.broken {
             return Err(extent.file.failed(errno.into()));
         }
-        let lent = Lent::new(buffer, &window)?;
+        let lent = window::guarded(&extent, || Lent::new(buffer, &window))?;
         let end = window.len;
         Ok(Read { tag, extent, since, window, lent, path, file, operations: 0, end, failed: None })
     }

@@ -6,9 +6,11 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::file::{Extent, Mode};
 use crate::buffer::{ALIGNMENT, Buffer};
+use crate::source::shown;
 use crate::{Error, Result};
 
 /// What is read for an extent.
@@ -88,6 +90,16 @@ impl Window {
     pub(crate) fn resume(&self, filled: usize) -> usize {
         filled - filled % self.align
     }
+}
+
+/// Runs what calls a caller's own memory, and makes an error of its panic: a thread that died of it, or a ring that
+/// was left half way, would leave other requests unanswered.
+pub(crate) fn guarded<T>(extent: &Extent, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(Error::Panicked { name: shown(extent.file.path()), message })
+    })
 }
 
 /// Reads an extent now, into a buffer with room for its window.

@@ -25,6 +25,8 @@ pub struct Measurements {
     pub data_bytes: Option<u64>,
     /// Bytes of memory that the page cache could take.
     pub memory_bytes: Option<u64>,
+    /// Whether the file system has no drive below it (tmpfs, ramfs).
+    pub in_memory: bool,
 }
 
 /// A speed that was measured several times.
@@ -87,7 +89,11 @@ fn faster(a: &Rate, b: &Rate) -> std::cmp::Ordering {
 /// time, and it is faster than reading through it with an empty cache, by more than these measurements vary (a tenth
 /// at least). Otherwise the page cache is used: it makes the second time free.
 pub fn choose(measured: &Measurements) -> (Storage, String) {
-    let buffered = Storage::Buffered { readahead_bytes: measured.readahead_bytes() };
+    // At least as far ahead as it was measured: the system drops what is too far, but not soon.
+    let buffered = Storage::Buffered { readahead_bytes: measured.readahead_bytes().max(READAHEAD_BYTES) };
+    if measured.in_memory {
+        return (buffered, "the file system is in memory: there is no drive to read from".to_owned());
+    }
     let Some(direct) = measured.direct() else {
         let why = measured.direct_refused.as_deref().unwrap_or("none were measured");
         return (buffered, format!("there are no direct reads to compare with: {why}"));
@@ -197,6 +203,12 @@ mod tests {
             let (storage, because) = choose(&measured);
             assert_eq!(storage.is_direct(), direct, "{cold} {spread}: {because}");
         }
+    }
+
+    #[test]
+    fn buffered_if_there_is_no_drive() {
+        let (storage, because) = choose(&Measurements { in_memory: true, ..nvme() });
+        assert_eq!(storage, Storage::default(), "{because}");
     }
 
     #[test]
