@@ -5,10 +5,13 @@
 //!     cargo run --release --package qvl-benches --bin probe -- decode --model DIR --weights bf16
 
 mod backend;
+mod drawing;
 mod kernels;
 mod limits;
 mod memory;
 mod picture;
+mod pictures;
+mod preprocess;
 mod text;
 mod vision;
 
@@ -45,6 +48,12 @@ enum Command {
     Memory(memory::Args),
     /// Writes the picture that `vision` uses, for programs that read files.
     Picture(picture::Args),
+    /// Writes a folder of drawn photographs, for `cargo xtask bench dataload`.
+    Pictures(pictures::Args),
+    /// Seconds of a picture file's way to patches, on one thread, and the SHA-256 of the patches.
+    Preprocess(preprocess::Args),
+    /// Seconds of the bicubic resize alone, on one thread.
+    Resize(preprocess::ResizeArgs),
 }
 
 /// Which network, in which form, on how many threads.
@@ -73,6 +82,9 @@ fn main() -> ExitCode {
         Command::FirstToken(args) => text::first_token(&args),
         Command::Memory(args) => memory::run(&args),
         Command::Picture(args) => picture::run(&args),
+        Command::Pictures(args) => pictures::run(&args),
+        Command::Preprocess(args) => preprocess::run(&args),
+        Command::Resize(args) => preprocess::resize(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
