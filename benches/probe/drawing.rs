@@ -7,7 +7,7 @@
 //! areas, each with its colour and its strength of texture; two rough fields are the texture.
 //!
 //! Of 200 such files: 0.10 to 0.43 bytes a pixel, 0.21 on the whole; the power of the luminance falls with the
-//! frequency to the power of -2.5 (-2.2 to -2.8 of nine in ten), where 2 to 2.5 is said of photographs.
+//! frequency to the power of -2.5 (-2.2 to -2.8 of eight in ten), where 2 to 2.5 is said of photographs.
 //!
 //! A picture follows from the seed and its index alone, in integers and in floats that are only added, multiplied and
 //! rounded: the same bytes on every machine and with any number of threads.

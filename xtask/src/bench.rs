@@ -4,12 +4,14 @@
 //! round after round, so that a change of the machine's speed meets both.
 
 mod busy;
+mod dataload;
+mod evidence;
 mod limits;
 mod machine;
 mod model;
 mod peers;
 mod plan;
-mod probe;
+pub(crate) mod probe;
 mod process;
 mod report;
 mod stats;
@@ -20,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::run::say;
+use evidence::Evidence;
 use machine::Machine;
 use peers::Versions;
 use plan::{Metric, Plan};
@@ -56,6 +59,8 @@ pub(crate) struct Args {
     llama: LlamaArgs,
     #[command(flatten)]
     openvino: OpenVinoArgs,
+    #[command(flatten)]
+    dataload: DataloadArgs,
 }
 
 #[derive(clap::Args)]
@@ -92,6 +97,23 @@ struct OpenVinoArgs {
     openvino_model: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+#[command(next_help_heading = "The suite dataload (docs/benchmarks.md says how to prepare the two Pythons)")]
+struct DataloadArgs {
+    /// A Python that has torch, transformers and Pillow 12.
+    #[arg(long, value_name = "PATH")]
+    transformers_python: Option<PathBuf>,
+    /// A Python that has Pillow-SIMD.
+    #[arg(long, value_name = "PATH")]
+    pillow_simd_python: Option<PathBuf>,
+    /// llama.cpp's resize as a program; xtask/python/build_llama_resize.py makes it of its sources.
+    #[arg(long, value_name = "PATH")]
+    llama_resize: Option<PathBuf>,
+    /// Photographs the loaders read, drawn once [default: 512, with --quick 96].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(8..=100_000))]
+    files: Option<u64>,
+}
+
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask bench limits
@@ -101,9 +123,11 @@ Examples:
   cargo xtask bench model --json result.json --llama-bench build/bin/llama-bench \\
       --llama-bench-avx2 build-avx2/bin/llama-bench --llama-models gguf \\
       --openvino-python venv/bin/python --openvino-model ov-int4
+  cargo xtask bench dataload --transformers-python venv/bin/python \\
+      --pillow-simd-python venv-simd/bin/python --llama-resize llama-resize
 
 What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
-the load average is printed and recorded. In full it takes 25 minutes, with --quick 5.
+the load average is printed and recorded. The suite model takes 25 minutes, dataload 10, with --quick 5 and 2.
 Exit code 0 also when a target is missed: figures are a result, not a failure.";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -112,12 +136,15 @@ enum Suite {
     Limits,
     /// qvl against the machine and against other engines; each metric has a target.
     Model,
+    /// Picture files to batches of patches against transformers, torch's DataLoader and other resizers.
+    Dataload,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let metrics: Vec<Metric> = match args.suite {
         Suite::Limits => limits::metrics(),
         Suite::Model => model::metrics(),
+        Suite::Dataload => dataload::metrics(),
     };
     let wanted = |metric: &Metric| {
         args.only.is_empty() || args.only.iter().any(|start| metric.name.starts_with(start.as_str()))
@@ -137,15 +164,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ));
     }
     let setup = probe::Setup::new(args)?;
+    let evidence = Evidence::default();
     let plan: Plan<'_> = match args.suite {
         Suite::Limits => limits::plan(&setup),
         Suite::Model => model::plan(args, &setup),
+        Suite::Dataload => dataload::plan(args, &setup, &evidence),
     };
     let samples = plan.run(&metrics, args.rounds)?;
     let versions = Versions::read(args);
     let row = |metric: &Metric| {
         let row = metric.row(&samples);
-        Row { reference_name: versions.complete(&row.reference_name), ..row }
+        let reference_name = evidence.complete(&versions.complete(&row.reference_name));
+        Row { reference_name, ..row }
     };
     let report = Report {
         machine,

@@ -3,6 +3,7 @@
 mod bench;
 mod counts;
 mod demo;
+mod pictures;
 mod run;
 mod setup;
 mod synth;
@@ -50,6 +51,8 @@ enum Command {
     Counts(counts::Args),
     /// Write a checkpoint of a published shape with random weights.
     Synth(synth::Args),
+    /// Write a folder of drawn photographs, the same for the same seed.
+    SynthPictures(pictures::Args),
     /// Leaves depend on no sibling, every crate can be packaged and built from its package, READMEs compile,
     /// unsafe code only where it is announced.
     Validate,
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Counts(args) => counts::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::SynthPictures(args) => pictures::run(&args),
         Command::Validate => validate::run(),
     };
     match result {

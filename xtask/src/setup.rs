@@ -11,7 +11,7 @@ use crate::run::{cargo, say, succeed};
 
 pub(crate) fn run() -> Result<()> {
     rust_tools()?;
-    if has_libjpeg_turbo_tools() || install(&["cmake", "nasm"]) {
+    if libjpeg_turbo() {
         say("setup: cmake and nasm are there: the feature libjpeg-turbo can be built");
     }
     say("setup: ready");
@@ -36,13 +36,18 @@ pub(crate) fn rust_tools() -> Result<()> {
     Ok(())
 }
 
+/// Whether the feature `libjpeg-turbo` can be built here, after what it needs was installed if that could be done.
+pub(crate) fn libjpeg_turbo() -> bool {
+    has_libjpeg_turbo_tools() || install(&["cmake", "nasm"])
+}
+
 /// Whether the C library of the feature `libjpeg-turbo` can be built here.
-pub(crate) fn has_libjpeg_turbo_tools() -> bool {
+fn has_libjpeg_turbo_tools() -> bool {
     ["cmake", "nasm"].iter().all(|tool| works_with_args(tool, &["--version"]))
 }
 
 /// Installs Debian packages if that needs no password; else prints how. `false` if they are not there after.
-pub(crate) fn install(packages: &[&str]) -> bool {
+fn install(packages: &[&str]) -> bool {
     let by_hand = format!("apt-get install --yes {}", packages.join(" "));
     if !is_root() || !works_with_args("apt-get", &["--version"]) {
         say(&format!("setup: for the feature libjpeg-turbo (optional) run: sudo {by_hand}"));

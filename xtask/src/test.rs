@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     if args.no_c {
         say("\nnot run: the feature libjpeg-turbo (--no-c)");
-    } else if setup::has_libjpeg_turbo_tools() || setup::install(&["cmake", "nasm"]) {
+    } else if setup::libjpeg_turbo() {
         steps.step("tests with libjpeg-turbo", || {
             let feature = ["test", "--package", "qvl-dataload", "--features", "libjpeg-turbo"];
             succeed(&mut cargo(&feature))

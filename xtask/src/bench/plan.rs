@@ -137,9 +137,14 @@ pub(crate) enum Reference {
     Series(String),
     /// The better of several: of rates the higher median.
     BestOf(Vec<String>),
+    /// Of seconds the lowest median. One that did other work counts with [`NOT_THE_SAME`].
+    FastestOf(Vec<String>),
     /// A series divided by another, round by round.
     Quotient(String, String),
 }
+
+/// Seconds of what did not make what was asked for: it is never the fastest.
+pub(crate) const NOT_THE_SAME: f64 = f64::INFINITY;
 
 /// A comparison with a name that stays.
 pub(crate) struct Metric {
@@ -161,7 +166,9 @@ impl Metric {
     pub(crate) fn series(&self) -> impl Iterator<Item = &str> {
         let of_reference = self.reference.iter().flat_map(|reference| match reference {
             Reference::Series(one) => vec![one.as_str()],
-            Reference::BestOf(several) => several.iter().map(String::as_str).collect(),
+            Reference::BestOf(several) | Reference::FastestOf(several) => {
+                several.iter().map(String::as_str).collect()
+            }
             Reference::Quotient(over, under) => vec![over.as_str(), under.as_str()],
         });
         self.ours.iter().map(String::as_str).chain(of_reference)
@@ -237,10 +244,14 @@ impl Reference {
     fn samples(&self, samples: &Samples) -> Result<Vec<f64>, String> {
         match self {
             Self::Series(series) => find(samples, series),
-            Self::BestOf(several) => {
+            Self::BestOf(several) | Self::FastestOf(several) => {
                 let found =
                     several.iter().map(|series| find(samples, series)).collect::<Result<Vec<_>, _>>()?;
-                let best = found.into_iter().max_by(|a, b| stats::median(a).total_cmp(&stats::median(b)));
+                let by_median = |a: &Vec<f64>, b: &Vec<f64>| stats::median(a).total_cmp(&stats::median(b));
+                let best = match self {
+                    Self::FastestOf(_) => found.into_iter().min_by(by_median),
+                    _ => found.into_iter().max_by(by_median),
+                };
                 best.ok_or_else(|| "nothing to compare with".to_owned())
             }
             Self::Quotient(over, under) => {
@@ -303,6 +314,21 @@ mod tests {
         let reference = vec![Reference::BestOf(vec!["spinning".to_owned(), "passive".to_owned()])];
         let row = Metric { reference, ..metric(Sides::Rates, 1.0, Better::Higher) }.row(&samples);
         assert_eq!((row.value, row.reference), (Some(0.8), Some(5.0)));
+    }
+
+    #[test]
+    fn the_fastest_that_does_the_same_counts() {
+        let mut all = samples(&[("ours", &[2.0, 2.0]), ("a", &[4.0, 4.0]), ("b", &[5.0, 5.0])]);
+        all.insert("other".to_owned(), Ok(vec![NOT_THE_SAME; 2]));
+        let names = ["other", "b", "a"].map(str::to_owned).to_vec();
+        let metric = |names| Metric {
+            reference: vec![Reference::FastestOf(names)],
+            ..metric(Sides::Costs, 1.2, Better::Lower)
+        };
+        let row = metric(names.clone()).row(&all);
+        assert_eq!((row.value, row.reference, row.verdict), (Some(0.5), Some(4.0), Verdict::Holds));
+        all.insert("b".to_owned(), Err("--b was not given".to_owned()));
+        assert_eq!(metric(names).row(&all).why, "--b was not given");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Args, Suite, process};
 use crate::run::{cargo, output, say, succeed};
-use crate::synth;
+use crate::{pictures, setup, synth};
 
 /// What every measurement needs.
 pub(crate) struct Setup {
@@ -21,6 +21,8 @@ pub(crate) struct Setup {
     /// Where pictures lie.
     folder: PathBuf,
     pub(crate) quick: bool,
+    /// Whether the probe decodes JPEG as Pillow does; only the suite dataload asks for it.
+    pub(crate) libjpeg_turbo: bool,
 }
 
 /// Width and height of the pictures that are measured.
@@ -29,18 +31,16 @@ pub(crate) const PICTURE_SIDES: [u32; 2] = [448, 1024];
 const LIMIT: Duration = Duration::from_secs(600);
 
 impl Setup {
-    /// Builds the probe and, if no checkpoint is given, writes one.
+    /// Builds the probe and writes, once, what the suite reads: a checkpoint if none is given, or photographs.
     pub(crate) fn new(args: &Args) -> Result<Self> {
-        succeed(&mut cargo(&["build", "--release", "--package", "qvl-benches", "--bin", "probe"]))?;
-        let metadata =
-            cargo_metadata::MetadataCommand::new().current_dir(crate::run::root()).no_deps().exec()?;
-        let target = metadata.target_directory.into_std_path_buf();
-        let folder = target.join("bench");
+        let libjpeg_turbo = args.suite == Suite::Dataload && setup::libjpeg_turbo();
+        let probe = build(libjpeg_turbo)?;
+        let folder = target()?.join("bench");
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let setup = Self {
-            probe: target.join("release").join(format!("probe{}", std::env::consts::EXE_SUFFIX)),
+            probe,
             model: match (&args.model, args.suite) {
-                (_, Suite::Limits) => PathBuf::new(),
+                (_, Suite::Limits | Suite::Dataload) => PathBuf::new(),
                 (Some(dir), Suite::Model) => std::path::absolute(dir)?,
                 (None, Suite::Model) => synthetic(&folder)?,
             },
@@ -50,7 +50,13 @@ impl Setup {
             },
             folder,
             quick: args.quick,
+            libjpeg_turbo,
         };
+        if args.suite == Suite::Dataload {
+            let count = super::dataload::files(args);
+            let (folder, seed) = (setup.pictures(), pictures::SEED);
+            pictures::write(&setup.probe, &folder, count, seed)?;
+        }
         if args.suite == Suite::Model {
             for side in PICTURE_SIDES {
                 setup.draw(side)?;
@@ -61,8 +67,13 @@ impl Setup {
 
     /// A call of the probe on so many threads.
     pub(crate) fn probe(&self, command: &str, threads: usize) -> Call {
+        self.plain_probe(command).with("--threads", threads)
+    }
+
+    /// A call of the probe that has threads of its own choice.
+    pub(crate) fn plain_probe(&self, command: &str) -> Call {
         let mut call = Command::new(&self.probe);
-        call.arg(command).args(["--threads", &threads.to_string()]).env_remove("QVL_ISA");
+        call.arg(command).env_remove("QVL_ISA");
         Call(call)
     }
 
@@ -79,6 +90,16 @@ impl Setup {
         self.folder.join(format!("picture-{side}.jpg"))
     }
 
+    /// The folder of drawn photographs.
+    pub(crate) fn pictures(&self) -> PathBuf {
+        self.folder.join("pictures")
+    }
+
+    /// A file for what a measurement writes.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     fn draw(&self, side: u32) -> Result<()> {
         let mut command = Command::new(&self.probe);
         command.args(["picture", "--side", &side.to_string(), "--out"]).arg(self.picture(side));
@@ -86,12 +107,28 @@ impl Setup {
     }
 }
 
+/// Builds the probe; where it lies.
+pub(crate) fn build(libjpeg_turbo: bool) -> Result<PathBuf> {
+    let mut command = cargo(&["build", "--release", "--package", "qvl-benches", "--bin", "probe"]);
+    if libjpeg_turbo {
+        command.args(["--features", "libjpeg-turbo"]);
+    }
+    succeed(&mut command)?;
+    Ok(target()?.join("release").join(format!("probe{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// The target folder of the workspace.
+pub(crate) fn target() -> Result<PathBuf> {
+    let metadata = cargo_metadata::MetadataCommand::new().current_dir(crate::run::root()).no_deps().exec()?;
+    Ok(metadata.target_directory.into_std_path_buf())
+}
+
 #[cfg(test)]
 impl Setup {
     /// A setup to make plans with, not to run them.
     pub(crate) fn nowhere(quick: bool) -> Self {
         let [probe, model, folder] = ["probe", "model", "bench"].map(PathBuf::from);
-        Self { probe, model, threads: 2, folder, quick }
+        Self { probe, model, threads: 2, folder, quick, libjpeg_turbo: true }
     }
 }
 
