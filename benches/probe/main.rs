@@ -8,6 +8,7 @@ mod backend;
 mod drawing;
 mod kernels;
 mod limits;
+mod loader;
 mod memory;
 mod picture;
 mod pictures;
@@ -54,6 +55,12 @@ enum Command {
     Preprocess(preprocess::Args),
     /// Seconds of the bicubic resize alone, on one thread.
     Resize(preprocess::ResizeArgs),
+    /// Photographs a second through the loader, the consumer's waits and the loader's peak.
+    Loader(loader::Args),
+    /// Seconds a photograph in a loop on one thread.
+    PlainLoop(loader::FileArgs),
+    /// Microseconds an item that needs no work.
+    LoaderOverhead(loader::OverheadArgs),
 }
 
 /// Which network, in which form, on how many threads.
@@ -85,6 +92,9 @@ fn main() -> ExitCode {
         Command::Pictures(args) => pictures::run(&args),
         Command::Preprocess(args) => preprocess::run(&args),
         Command::Resize(args) => preprocess::resize(&args),
+        Command::Loader(args) => loader::run(&args),
+        Command::PlainLoop(args) => loader::plain(&args),
+        Command::LoaderOverhead(args) => loader::overhead(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

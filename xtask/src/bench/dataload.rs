@@ -313,7 +313,9 @@ impl<'a> Runs<'a> {
                 Ok(vec![figure(&line, "items_per_second")?])
             }
         });
-        let alone = shared.clone();
+        // One thread and no batches.
+        let mut alone = shared.clone();
+        alone.retain(|(name, _)| !["--workers", "--batch-size"].contains(name));
         let alone = self.with_pillows_decoder().map(|()| {
             move || {
                 let line = one(with_all(setup.plain_probe("plain-loop"), &alone))?;

@@ -1,0 +1,280 @@
+//! The loader: photographs to batches of patches, its waits and its peak, and what it costs by itself.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use qvl_dataload::storage::{DataFile, Extent, Reader};
+use qvl_dataload::vision::{DecodeLimits, Patches, ProcessorConfig, Still};
+use qvl_dataload::{DataLoader, Encoded, Memory, Source, Stats};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::emit;
+use crate::preprocess::{digest, hex, settings};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    files: FileArgs,
+    /// Threads that load.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+    /// Items of a batch.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    batch_size: usize,
+    /// Time the consumer takes for a batch, as a multiple of the time it takes to load one. It sleeps, as one does who
+    /// waits for an accelerator.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.0)]
+    pace: f64,
+    /// The loader's bound of bytes.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    prefetch_mebibytes: usize,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct FileArgs {
+    /// A folder of JPEG files.
+    #[arg(long, value_name = "DIR")]
+    folder: PathBuf,
+    /// How many of them, the first by name.
+    #[arg(long, value_name = "N")]
+    count: usize,
+    /// Pixels after resizing, at most; the other settings are as published.
+    #[arg(long, value_name = "N")]
+    max_pixels: u64,
+    /// Items made first, untimed; the SHA-256 is of their patches.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    warm_up: usize,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct OverheadArgs {
+    /// Threads that load.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+    /// Items of a batch.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch_size: usize,
+    /// Items in all.
+    #[arg(long, value_name = "N", default_value_t = 400_000)]
+    items: usize,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(args.pace >= 0.0, "--pace {}: a time cannot be negative", args.pace);
+    let files = args.files.list()?;
+    let first = &files[..args.files.warm_up.min(files.len())];
+    let mut hash = Sha256::new();
+    consume(args, first, Duration::ZERO, |patches| hash = digest(hash.clone(), &patches.pixel_values))?;
+    let pause = if args.pace > 0.0 {
+        let some = &files[..MEASURED_FIRST.min(files.len())];
+        let run = consume(args, some, Duration::ZERO, |_| ())?;
+        run.elapsed.mul_f64(args.pace / run.batches as f64)
+    } else {
+        Duration::ZERO
+    };
+    let mut patches = 0;
+    let run = consume(args, &files, pause, |item| patches += item.grid.patches())?;
+    let seconds = run.elapsed.as_secs_f64();
+    emit(&json!({
+        "metric": "loader",
+        "workers": args.workers,
+        "batch_size": args.batch_size,
+        "items": files.len(),
+        "patches": patches,
+        "seconds": seconds,
+        "items_per_second": files.len() as f64 / seconds,
+        "pause_seconds": pause.as_secs_f64(),
+        "wait_seconds": run.wait.as_secs_f64(),
+        "run_seconds": run.after_first.as_secs_f64(),
+        "peak_bytes": run.stats.peak_bytes + run.stats.undeclared_bytes,
+        "bound_bytes": run.stats.bytes_bound,
+        "peak_items": run.stats.peak_items,
+        "sha256": hex(hash),
+    }))
+}
+
+/// Items of the run that finds out how long a batch takes to load.
+const MEASURED_FIRST: usize = 64;
+
+/// What one run of a loader took.
+struct Run {
+    elapsed: Duration,
+    batches: u64,
+    /// Waiting for batches other than the first, by the consumer's own clock.
+    wait: Duration,
+    /// From the first batch to the end.
+    after_first: Duration,
+    stats: Stats,
+}
+
+/// Takes all batches, and for each as long as `pause`.
+fn consume(args: &Args, files: &[PathBuf], pause: Duration, mut look: impl FnMut(&Patches)) -> Result<Run> {
+    let config = settings(args.files.max_pixels);
+    let most = most_bytes(&config);
+    let start = Instant::now();
+    let mut loader = DataLoader::builder(Photographs(files.to_vec()))
+        .map(move |encoded: Encoded| patches(&config, &encoded.bytes, &encoded.name))
+        .output_bytes_max(most)
+        .workers(args.workers)
+        .batch_size(args.batch_size)
+        .prefetch_bytes(args.prefetch_mebibytes << 20)
+        .build()?;
+    let (mut wait, mut first, mut batches) = (Duration::ZERO, None, 0);
+    loop {
+        let asked = Instant::now();
+        let Some(batch) = loader.next() else { break };
+        let got = Instant::now();
+        match first {
+            None => first = Some(got),
+            Some(_) => wait += got - asked,
+        }
+        batches += 1;
+        batch?.iter().for_each(&mut look);
+        std::thread::sleep(pause);
+    }
+    let (elapsed, stats) = (start.elapsed(), loader.stats());
+    let after_first = first.context("there was no batch")?.elapsed();
+    Ok(Run { elapsed, batches, wait, after_first, stats })
+}
+
+/// The same work in a loop on this thread.
+pub(crate) fn plain(args: &FileArgs) -> Result<()> {
+    let config = settings(args.max_pixels);
+    let files = args.list()?;
+    let work = |path: &PathBuf| -> Result<usize> {
+        let name = path.display().to_string();
+        let bytes = std::fs::read(path).with_context(|| name.clone())?;
+        Ok(patches(&config, &bytes, &name)?.grid.patches())
+    };
+    files.iter().take(args.warm_up).try_for_each(|path| work(path).map(drop))?;
+    let start = Instant::now();
+    let patches: usize = files.iter().map(work).sum::<Result<usize>>()?;
+    let seconds = start.elapsed().as_secs_f64();
+    emit(&json!({
+        "metric": "plain_loop",
+        "items": files.len(),
+        "patches": patches,
+        "seconds_per_item": seconds / files.len() as f64,
+    }))
+}
+
+/// Small numbers through a loader that does nothing with them.
+pub(crate) fn overhead(args: &OverheadArgs) -> Result<()> {
+    ensure!(args.items > 0, "--items 0: nothing to measure");
+    let values: Vec<u64> = (0..args.items as u64).collect();
+    let (mut seconds, mut sum) = (0.0, 0);
+    // The first time is forgotten.
+    for _ in 0..2 {
+        let source = Memory::new(values.clone());
+        let start = Instant::now();
+        let loader = DataLoader::builder(source).workers(args.workers).batch_size(args.batch_size).build()?;
+        sum = 0;
+        for batch in loader {
+            sum += batch?.iter().sum::<u64>();
+        }
+        seconds = start.elapsed().as_secs_f64();
+    }
+    ensure!(sum == values.iter().sum::<u64>(), "the loader lost items");
+    emit(&json!({
+        "metric": "loader_overhead",
+        "workers": args.workers,
+        "items": args.items,
+        "microseconds_per_item": 1e6 * seconds / args.items as f64,
+    }))
+}
+
+fn patches(config: &ProcessorConfig, bytes: &[u8], name: &str) -> qvl_dataload::Result<Patches> {
+    config.image(&Still::decode(bytes, name, &DecodeLimits::default())?)
+}
+
+/// Bytes of an item of the largest size.
+fn most_bytes(config: &ProcessorConfig) -> usize {
+    let patch = config.image.patch_size as usize;
+    let patches = config.image.max_pixels as usize / (patch * patch);
+    size_of::<Patches>() + patches * config.image.patch_values() * size_of::<f32>()
+}
+
+impl FileArgs {
+    /// The first files by name, each read once: what is measured comes from memory, on either side.
+    fn list(&self) -> Result<Vec<PathBuf>> {
+        let files = first_pictures(&self.folder, self.count)?;
+        for file in &files {
+            std::fs::read(file).with_context(|| file.display().to_string())?;
+        }
+        Ok(files)
+    }
+}
+
+fn first_pictures(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
+    let shown = || folder.display().to_string();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(shown)? {
+        let path = entry.with_context(shown)?.path();
+        files.extend(path.extension().is_some_and(|extension| extension == "jpg").then_some(path));
+    }
+    files.sort();
+    ensure!(count > 0 && files.len() >= count, "{}: {} pictures, {count} wanted", shown(), files.len());
+    files.truncate(count);
+    Ok(files)
+}
+
+/// Files as a source.
+struct Photographs(Vec<PathBuf>);
+
+impl Photographs {
+    fn extent(&self, index: usize) -> qvl_dataload::Result<Extent> {
+        Extent::whole(DataFile::once(&self.0[index]))
+    }
+}
+
+impl Source for Photographs {
+    type Sample = Encoded;
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.0[index].display().to_string()
+    }
+
+    fn sample_bytes(&self, index: usize) -> qvl_dataload::Result<usize> {
+        Ok(self.extent(index)?.bytes)
+    }
+
+    fn read(&self, index: usize, reader: &mut Reader<'_>) -> qvl_dataload::Result<Encoded> {
+        Ok(Encoded { name: self.name(index).into(), bytes: reader.read(&self.extent(index)?)? })
+    }
+
+    fn extents(&self, index: usize) -> Vec<Extent> {
+        self.extent(index).into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pictures_by_name_are_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["b.jpg", "a.jpg", "c.jpg", "manifest.json"] {
+            std::fs::write(folder.path().join(name), "").expect("writes");
+        }
+        let names = first_pictures(folder.path(), 2).expect("two");
+        assert_eq!(names, ["a.jpg", "b.jpg"].map(|name| folder.path().join(name)));
+        assert!(first_pictures(folder.path(), 4).is_err());
+        assert!(first_pictures(&folder.path().join("none"), 1).is_err());
+    }
+
+    #[test]
+    fn the_largest_item_has_as_many_bytes_as_are_reserved() {
+        let config = settings(1024 * 32 * 32);
+        let still = Still::from_rgb(1600, 1600, vec![7; 3 * 1600 * 1600]).expect("a picture");
+        let item = config.image(&still).expect("is cut");
+        let bytes = size_of::<Patches>() + size_of_val(&item.pixel_values[..]);
+        assert_eq!((item.grid.patches(), bytes), (4096, most_bytes(&config)));
+    }
+}
