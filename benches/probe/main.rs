@@ -5,6 +5,7 @@
 //!     cargo run --release --package qvl-benches --bin probe -- decode --model DIR --weights bf16
 
 mod backend;
+mod certificate;
 mod drawing;
 mod kernels;
 mod limits;
@@ -61,6 +62,8 @@ enum Command {
     PlainLoop(loader::FileArgs),
     /// Microseconds an item that needs no work.
     LoaderOverhead(loader::OverheadArgs),
+    /// SHA-256 of what each stage of image processing makes of pictures.
+    Certificate(certificate::Args),
 }
 
 /// Which network, in which form, on how many threads.
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::Loader(args) => loader::run(&args),
         Command::PlainLoop(args) => loader::plain(&args),
         Command::LoaderOverhead(args) => loader::overhead(&args),
+        Command::Certificate(args) => certificate::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

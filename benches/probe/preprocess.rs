@@ -44,7 +44,7 @@ pub(crate) struct ResizeArgs {
 }
 
 /// Of the published image processor: 16,384 visual tokens.
-const PUBLISHED_MAX_PIXELS: u64 = 16_777_216;
+pub(crate) const PUBLISHED_MAX_PIXELS: u64 = 16_777_216;
 const PUBLISHED_MIN_PIXELS: u64 = 65_536;
 
 /// The published settings, but for the largest size.

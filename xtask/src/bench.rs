@@ -12,7 +12,7 @@ mod model;
 mod peers;
 mod plan;
 pub(crate) mod probe;
-mod process;
+pub(crate) mod process;
 mod report;
 mod stats;
 

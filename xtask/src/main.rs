@@ -1,6 +1,7 @@
 //! Everything that is done to this repository rather than with it: `cargo xtask COMMAND`.
 
 mod bench;
+mod certificate;
 mod counts;
 mod demo;
 mod pictures;
@@ -49,6 +50,8 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Count the instructions of the hot kernels under valgrind; exit code 1 if over 3 % more than committed.
     Counts(counts::Args),
+    /// Compare image processing with transformers on pictures, stage by stage; exit code 1 at a difference.
+    Certificate(certificate::Args),
     /// Write a checkpoint of a published shape with random weights.
     Synth(synth::Args),
     /// Write a folder of drawn photographs, the same for the same seed.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Parity { dir, more } => demo::parity(&dir, &more),
         Command::Bench(args) => bench::run(&args),
         Command::Counts(args) => counts::run(&args),
+        Command::Certificate(args) => certificate::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::SynthPictures(args) => pictures::run(&args),
         Command::Validate => validate::run(),
