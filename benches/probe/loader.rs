@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use qvl_dataload::storage::{DataFile, Extent, Reader};
 use qvl_dataload::vision::{DecodeLimits, Patches, ProcessorConfig, Still};
-use qvl_dataload::{DataLoader, Encoded, Memory, Source, Stats};
+use qvl_dataload::{DataLoader, Encoded, Files, Memory, Stats};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -114,7 +113,7 @@ fn consume(args: &Args, files: &[PathBuf], pause: Duration, mut look: impl FnMut
     let config = settings(args.files.max_pixels);
     let most = most_bytes(&config);
     let start = Instant::now();
-    let mut loader = DataLoader::builder(Photographs(files.to_vec()))
+    let mut loader = DataLoader::builder(Files::list(files)?)
         .map(move |encoded: Encoded| patches(&config, &encoded.bytes, &encoded.name))
         .output_bytes_max(most)
         .workers(args.workers)
@@ -218,39 +217,6 @@ fn first_pictures(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
     ensure!(count > 0 && files.len() >= count, "{}: {} pictures, {count} wanted", shown(), files.len());
     files.truncate(count);
     Ok(files)
-}
-
-/// Files as a source.
-struct Photographs(Vec<PathBuf>);
-
-impl Photographs {
-    fn extent(&self, index: usize) -> qvl_dataload::Result<Extent> {
-        Extent::whole(DataFile::once(&self.0[index]))
-    }
-}
-
-impl Source for Photographs {
-    type Sample = Encoded;
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.0[index].display().to_string()
-    }
-
-    fn sample_bytes(&self, index: usize) -> qvl_dataload::Result<usize> {
-        Ok(self.extent(index)?.bytes)
-    }
-
-    fn read(&self, index: usize, reader: &mut Reader<'_>) -> qvl_dataload::Result<Encoded> {
-        Ok(Encoded { name: self.name(index).into(), bytes: reader.read(&self.extent(index)?)? })
-    }
-
-    fn extents(&self, index: usize) -> Vec<Extent> {
-        self.extent(index).into_iter().collect()
-    }
 }
 
 #[cfg(test)]
