@@ -81,12 +81,11 @@ pub(crate) fn metrics() -> Vec<Metric> {
         ..costs(
             "consumer_wait_share",
             &format!(
-                "wait for batches after the first, the consumer computing {COMPUTING} times as long as a batch \
-                 takes to load, seconds"
+                "wait for batches, the consumer computing {COMPUTING} times as long as a batch takes to load, seconds"
             ),
             "qvl wait",
             "qvl run",
-            "the run after the first batch",
+            "the run, from building the loader to its end",
             Some(0.01),
         )
     });
@@ -334,7 +333,7 @@ impl<'a> Runs<'a> {
         let work = move || {
             let call = with_all(setup.plain_probe("loader"), &shared).with("--pace", COMPUTING);
             let line = one(call)?;
-            Ok(vec![figure(&line, "wait_seconds")?, figure(&line, "run_seconds")?])
+            Ok(vec![figure(&line, "wait_seconds")?, figure(&line, "seconds")?])
         };
         Job::new(&["qvl wait", "qvl run"], Ok(work))
     }
