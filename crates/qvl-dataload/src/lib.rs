@@ -19,6 +19,8 @@ pub use sampler::Shuffle;
 pub use source::files::{Files, FolderOptions};
 pub use source::frames::{FrameFolder, FrameFolders, FrameOptions};
 pub use source::manifest::{Manifest, ManifestLimits, Record};
+#[cfg(feature = "parquet")]
+pub use source::parquet::ParquetImages;
 pub use source::tar::{ShardDamage, TarField, TarOptions, TarSample, TarShards};
 pub use source::{Encoded, Footprint, Memory, Source};
 pub use transform::{Bounded, Identity, Map, Transform};

@@ -4,6 +4,8 @@ pub(crate) mod files;
 pub(crate) mod frames;
 mod listing;
 pub(crate) mod manifest;
+#[cfg(feature = "parquet")]
+pub(crate) mod parquet;
 pub(crate) mod tar;
 
 use std::fmt;
