@@ -6,6 +6,8 @@ mod error;
 mod loader;
 mod pictures;
 mod sampler;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod source;
 pub mod storage;
 mod transform;
