@@ -178,6 +178,22 @@ fn several_shards_are_one_list() {
 }
 
 #[test]
+fn more_shards_than_files_may_be_open() {
+    let folder = Folder::new();
+    let path =
+        |i: usize| folder.file(&format!("{i:04}.tar"), archive(&[("a.jpg", i.to_string().as_bytes())]));
+    let shards = TarShards::open((0..1_500).map(path)).unwrap();
+    for index in 0..shards.len() {
+        assert_eq!(read(&shards, index).unwrap().fields[0].1[..], *index.to_string().as_bytes());
+    }
+    assert_eq!(shards.len(), 1_500);
+    // Linux shows what is open.
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        assert!(open.count() < 512);
+    }
+}
+
+#[test]
 fn what_has_no_samples_says_why() {
     let folder = Folder::new();
     let error = TarShards::open([folder.file("a.tar", archive(&[("README", b"")]))]).unwrap_err();

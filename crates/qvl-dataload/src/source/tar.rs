@@ -21,6 +21,10 @@ use crate::source::{Encoded, Footprint, Source, fingerprint, shown};
 use crate::storage::{DataFile, Extent, Reader};
 use crate::{Error, Result};
 
+/// The most shards that are kept open. Of more each is opened for each read, since a process may often have no more
+/// than 1,024 files open.
+const KEPT_OPEN: usize = 256;
+
 /// Tar archives in the layout of WebDataset.
 ///
 /// Members that follow each other and have the same name up to the first dot of its last part are one sample: its
@@ -116,8 +120,11 @@ impl TarShards {
     ) -> Result<Self> {
         let mut index = Index { max_field_bytes: options.max_field_bytes, ..Index::default() };
         let mut names = FieldNames::default();
-        for path in shards {
-            index.open(path.as_ref(), options, &mut names)?;
+        let shards: Vec<P> = shards.into_iter().collect();
+        let as_file: fn(&Path) -> DataFile =
+            if shards.len() <= KEPT_OPEN { |path| DataFile::kept(path) } else { |path| DataFile::once(path) };
+        for path in &shards {
+            index.open(as_file(path.as_ref()), options, &mut names)?;
         }
         index.fields = names.names;
         if index.samples.is_empty() {
@@ -353,9 +360,9 @@ impl FieldNames {
 }
 
 impl Index {
-    fn open(&mut self, path: &Path, options: &TarOptions, names: &mut FieldNames) -> Result<()> {
-        let file = DataFile::kept(path);
+    fn open(&mut self, file: DataFile, options: &TarOptions, names: &mut FieldNames) -> Result<()> {
         whole(&file, u64::MAX)?;
+        let path = file.path();
         let name: Arc<str> = shown(path).into();
         let state = saved::State::of(path).map_err(|e| file.failed(e))?;
         let loaded = if options.use_index { saved::load(path, state) } else { None };
@@ -369,7 +376,7 @@ impl Index {
             let (offset, what) = (flaw.offset, flaw.what.clone());
             return Err(Error::Archive { name: name.to_string(), kind: "tar", offset, what });
         }
-        self.shards.push(Shard { file, name: Arc::clone(&name) });
+        self.shards.push(Shard { file: file.clone(), name: Arc::clone(&name) });
         self.group(&scan.members, names);
         if let Some(flaw) = scan.damage {
             let dropped = self.drop_incomplete(flaw.member.as_deref());
