@@ -3,11 +3,11 @@
 
 pub mod buffer;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod loader;
 mod pictures;
 mod sampler;
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod source;
 pub mod storage;
 mod transform;

@@ -16,7 +16,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use qvl_dataload::{Error, ParquetImages, Source};
-use sources::{Folder, failure, message, read};
+use sources::{Folder, failure, message, read_estimated as read};
 
 const PLAIN: &str = "message m { required int64 id; required binary image; }";
 const STRUCT: &str = "message m { required int64 id; optional group image { optional binary bytes; optional binary path (UTF8); } }";

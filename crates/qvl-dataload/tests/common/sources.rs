@@ -37,6 +37,11 @@ pub(crate) fn read<S: Source<Sample: Footprint>>(source: &S, index: usize) -> Re
     Ok(sample)
 }
 
+/// Reads a sample of a source that can only estimate its size.
+pub(crate) fn read_estimated<S: Source>(source: &S, index: usize) -> Result<S::Sample> {
+    source.read(index, &mut Reader::new(&Recycled::new(1 << 20)))
+}
+
 /// What a source says about the size of a sample before reading it.
 pub(crate) fn said<S: Source>(source: &S, index: usize) -> Result<usize> {
     source.sample_bytes(index, &Recycled::new(0))
