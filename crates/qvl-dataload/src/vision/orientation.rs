@@ -52,9 +52,11 @@ impl Orientation {
 
     /// Turns the RGB pixels of a picture of `size` into `out`, which is as long.
     ///
-    /// In squares: rows of one picture are columns of the other, and of a square both are in the cache.
+    /// In blocks: rows of one picture are columns of the other, and of a block both are in the cache. It is narrow
+    /// because every pixel of its width may be in another page of memory, and few pages are found fast.
     pub(crate) fn apply(self, size: (u32, u32), rgb: &[u8], out: &mut [u8]) {
-        const SQUARE: usize = 32;
+        const WIDE: usize = 32;
+        const HIGH: usize = 128;
         let (w, h) = (size.0 as usize, size.1 as usize);
         let (new_w, new_h) = self.turned(size);
         let (new_w, new_h) = (new_w as usize, new_h as usize);
@@ -72,16 +74,18 @@ impl Orientation {
             Self::Rotate270 => (last_x, false, true, false),
         };
         let (step_x, step_y) = if along { (1, w) } else { (w, 1) };
-        let from = |at: usize, forth: bool, count: usize, step: usize| {
-            if forth { at + count * step } else { at - count * step }
-        };
-        for top in (0..new_h).step_by(SQUARE) {
-            for left in (0..new_w).step_by(SQUARE) {
-                let right = (left + SQUARE).min(new_w);
-                for y in top..(top + SQUARE).min(new_h) {
-                    let row = from(first, forth_y, y, step_y);
-                    for (x, pixel) in (left..right).zip(&mut out[y * new_w + left..][..right - left]) {
-                        *pixel = source[from(row, forth_x, x, step_x)];
+        // Steps against the direction of the source are negative; every place they lead to is one.
+        let [step_x, step_y] = [(step_x, forth_x), (step_y, forth_y)]
+            .map(|(step, forth)| if forth { step } else { usize::wrapping_neg(step) });
+        for top in (0..new_h).step_by(HIGH) {
+            for left in (0..new_w).step_by(WIDE) {
+                let right = (left + WIDE).min(new_w);
+                for y in top..(top + HIGH).min(new_h) {
+                    let row = first.wrapping_add(step_y.wrapping_mul(y));
+                    let mut at = row.wrapping_add(step_x.wrapping_mul(left));
+                    for pixel in &mut out[y * new_w + left..][..right - left] {
+                        *pixel = source[at];
+                        at = at.wrapping_add(step_x);
                     }
                 }
             }
@@ -200,5 +204,32 @@ mod tests {
         assert_eq!(apply(Orientation::Rotate90), ((2, 3), pixels(b"daebfc")));
         assert_eq!(apply(Orientation::Transverse), ((2, 3), pixels(b"fcebda")));
         assert_eq!(apply(Orientation::Rotate270), ((2, 3), pixels(b"cfbead")));
+    }
+
+    /// More than one block in both directions, against where each pixel comes from.
+    #[test]
+    fn large_pictures_are_turned_pixel_by_pixel() {
+        let (w, h) = (150usize, 71usize);
+        let rgb: Vec<u8> = (0..w * h * 3).map(|i| (i * 7 + i / 251) as u8).collect();
+        for value in 1..=8 {
+            let orientation = Orientation::from_exif(value);
+            let mut out = vec![0; rgb.len()];
+            orientation.apply((w as u32, h as u32), &rgb, &mut out);
+            let (new_w, new_h) = orientation.turned((w as u32, h as u32));
+            for (y, x) in (0..new_h as usize).flat_map(|y| (0..new_w as usize).map(move |x| (y, x))) {
+                let (from_x, from_y) = match value {
+                    1 => (x, y),
+                    2 => (w - 1 - x, y),
+                    3 => (w - 1 - x, h - 1 - y),
+                    4 => (x, h - 1 - y),
+                    5 => (y, x),
+                    6 => (y, h - 1 - x),
+                    7 => (w - 1 - y, h - 1 - x),
+                    _ => (w - 1 - y, x),
+                };
+                let (got, expected) = ((y * new_w as usize + x) * 3, (from_y * w + from_x) * 3);
+                assert_eq!(out[got..got + 3], rgb[expected..expected + 3], "{orientation:?} at {x}, {y}");
+            }
+        }
     }
 }
