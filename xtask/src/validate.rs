@@ -11,9 +11,12 @@ use crate::run::{Steps, cargo, output, root, say, succeed};
 const COMPOSITION: &str = "qvl-runtime";
 
 /// The only files that may open `unsafe`, each for the reason its first use gives.
-const UNSAFE_FILES: [&str; 15] = [
+const UNSAFE_FILES: [&str; 18] = [
     "benches/probe/kernels.rs",
     "crates/qvl-dataload/src/storage/uring.rs",
+    "crates/qvl-dataload/src/vision/kernels.rs",
+    "crates/qvl-dataload/src/vision/kernels/x86.rs",
+    "crates/qvl-dataload/src/vision/kernels/x86_patches.rs",
     "crates/qvl-model/src/backend/cpu/activations.rs",
     "crates/qvl-model/src/backend/cpu/amx.rs",
     "crates/qvl-model/src/backend/cpu/amx/attention.rs",
