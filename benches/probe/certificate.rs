@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use qvl_dataload::vision::{DecodeLimits, Format, ProcessorConfig, Still};
+use qvl_dataload::vision::{DecodeLimits, Format, ProcessorConfig, certificate};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::emit;
-use crate::preprocess::{PUBLISHED_MAX_PIXELS, digest, hex, settings};
+use crate::preprocess::{PUBLISHED_MAX_PIXELS, hex, settings};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,21 +24,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(dir) => ProcessorConfig::from_dir(dir)?,
         None => settings(PUBLISHED_MAX_PIXELS),
     };
+    let limits = DecodeLimits::default();
     for path in &args.pictures {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).with_context(|| name.clone())?;
-        let still = Still::decode(&bytes, &name, &DecodeLimits::default())?;
-        let (resized, patches) = (config.resized_image(&still)?, config.image(&still)?);
+        let made = certificate(&config, &bytes, &name, &limits)?;
         emit(&json!({
             "metric": "certificate",
             "picture": name,
             "is_jpeg": matches!(Format::of(&bytes), Some(Format::Jpeg)),
-            "size": [still.width(), still.height()],
-            "resized": [resized.width(), resized.height()],
-            "grid": [patches.grid.t, patches.grid.h, patches.grid.w],
-            "decode": hex(Sha256::new_with_prefix(still.rgb())),
-            "resize": hex(Sha256::new_with_prefix(resized.rgb())),
-            "patchify": hex(digest(Sha256::new(), &patches.pixel_values)),
+            "size": [made.decoded_size.0, made.decoded_size.1],
+            "resized": [made.resized_size.0, made.resized_size.1],
+            "grid": [made.grid.t, made.grid.h, made.grid.w],
+            "decode": hex(made.decoded),
+            "resize": hex(made.resized),
+            "patchify": hex(made.pixel_values),
         }))?;
     }
     Ok(())

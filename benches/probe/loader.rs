@@ -28,6 +28,9 @@ pub(crate) struct Args {
     /// waits for an accelerator.
     #[arg(long, value_name = "FACTOR", default_value_t = 0.0)]
     pace: f64,
+    /// How often all files come.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    epochs: u64,
     /// The loader's bound of bytes.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     prefetch_mebibytes: usize,
@@ -67,31 +70,34 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let files = args.files.list()?;
     let first = &files[..args.files.warm_up.min(files.len())];
     let mut hash = Sha256::new();
-    consume(args, first, Duration::ZERO, |item| hash = digest(hash.clone(), item.values()))?;
+    consume(args, first, 1, Duration::ZERO, |item| hash = digest(hash.clone(), item.values()))?;
     let pause = if args.pace > 0.0 {
         let some = &files[..MEASURED_FIRST.min(files.len())];
-        let run = consume(args, some, Duration::ZERO, |_| ())?;
+        let run = consume(args, some, 1, Duration::ZERO, |_| ())?;
         run.elapsed.mul_f64(args.pace / run.batches as f64)
     } else {
         Duration::ZERO
     };
-    let mut patches = 0;
-    let run = consume(args, &files, pause, |item| patches += item.grid.patches())?;
+    let (mut items, mut patches) = (0u64, 0);
+    let run = consume(args, &files, args.epochs, pause, |item| {
+        items += 1;
+        patches += item.grid.patches();
+    })?;
     let seconds = run.elapsed.as_secs_f64();
     emit(&json!({
         "metric": "loader",
         "workers": args.workers,
         "batch_size": args.batch_size,
-        "items": files.len(),
+        "items": items,
         "patches": patches,
         "seconds": seconds,
-        "items_per_second": files.len() as f64 / seconds,
+        "items_per_second": items as f64 / seconds,
         "pause_seconds": pause.as_secs_f64(),
         "wait_seconds": run.wait.as_secs_f64(),
         "peak_bytes": run.stats.peak_bytes + run.stats.idle_bytes + run.stats.undeclared_bytes,
         "bound_bytes": run.stats.bytes_bound,
         "peak_items": run.stats.peak_items,
-        "sha256": hex(hash),
+        "sha256": hex(hash.finalize()),
     }))
 }
 
@@ -108,12 +114,19 @@ struct Run {
 }
 
 /// Takes all batches, and for each as long as `pause`.
-fn consume(args: &Args, files: &[PathBuf], pause: Duration, mut look: impl FnMut(&Prepared)) -> Result<Run> {
+fn consume(
+    args: &Args,
+    files: &[PathBuf],
+    epochs: u64,
+    pause: Duration,
+    mut look: impl FnMut(&Prepared),
+) -> Result<Run> {
     let start = Instant::now();
     let mut loader = DataLoader::builder(Files::list(files)?)
         .transform(Patchify::<f32>::new(settings(args.files.max_pixels)))
         .workers(args.workers)
         .batch_size(args.batch_size)
+        .epochs(epochs)
         .prefetch_bytes(args.prefetch_mebibytes << 20)
         .build()?;
     let (mut wait, mut batches) = (Duration::ZERO, 0);

@@ -330,8 +330,10 @@ impl<'a> Runs<'a> {
 
     fn waiting(&self) -> Job<'a> {
         let (setup, shared) = (self.setup, self.loading());
+        let epochs = WAITING_ITEMS.div_ceil(self.files);
         let work = move || {
             let call = with_all(setup.plain_probe("loader"), &shared).with("--pace", COMPUTING);
+            let call = call.with("--epochs", epochs);
             let line = one(call)?;
             Ok(vec![figure(&line, "wait_seconds")?, figure(&line, "seconds")?])
         };
@@ -396,6 +398,9 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// Of the run that says how long the consumer waits, at least: with few the first batch, which nobody can have loaded
+/// before, would be all of it.
+const WAITING_ITEMS: u64 = 1024;
 /// What the resizers make.
 const RESIZED: &str = "the resized picture";
 /// Less than a few items of full size, so that the bound is met.
