@@ -16,7 +16,7 @@ pub mod vision;
 pub use buffer::{Buffer, Buffers, Recycled};
 pub use error::{Cause, Error, Result};
 pub use loader::{Batch, Builder, DataLoader, Decision, OnError, Receiver, Skip, State, Stats};
-pub use pictures::{Patchify, Prepared};
+pub use pictures::{Patchify, PatchifyVideo, Prepared, PreparedVideo};
 pub use sampler::Shuffle;
 pub use source::files::{Files, FolderOptions};
 pub use source::frames::{FrameFolder, FrameFolders, FrameOptions};

@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use qvl_dataload::vision::{DecodeLimits, ImageConfig, ProcessorConfig, Still};
-use qvl_dataload::{DataLoader, Encoded, Files, Manifest, OnError, Patchify, Shuffle, TarShards};
+use qvl_dataload::vision::{DecodeLimits, ImageConfig, ProcessorConfig, Still, Video};
+use qvl_dataload::{
+    DataLoader, Encoded, Files, FrameFolders, FrameOptions, Manifest, OnError, Patchify, PatchifyVideo,
+    Shuffle, TarShards,
+};
 
 fn folder() -> String {
     format!("{}/tests/data/pixels", env!("CARGO_MANIFEST_DIR"))
@@ -142,4 +145,46 @@ fn from_every_kind_of_source() {
     let manifest = Manifest::open(dir.path().join("list.jsonl")).unwrap();
     let mut loader = DataLoader::builder(manifest).map(prepare).build().unwrap();
     assert_eq!(loader.next().unwrap().unwrap()[0], [expected]);
+}
+
+/// Frames of a folder, sampled before they are read, are what the whole video gives when it is sampled.
+#[test]
+fn videos_too_with_their_timestamps() {
+    // Frames of one size among those of the test videos.
+    let open = |path: &Path| Still::open(path, &DecodeLimits::default()).unwrap();
+    let source = format!("{}/tests/data/video", env!("CARGO_MANIFEST_DIR"));
+    let mut stored: Vec<_> = fs::read_dir(source).unwrap().map(|entry| entry.unwrap().path()).collect();
+    stored.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
+    stored.sort();
+    let first = open(&stored[0]);
+    stored.retain(|path| (open(path).width(), open(path).height()) == (first.width(), first.height()));
+    assert!(stored.len() > 1, "frames that differ");
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut frames = Vec::new();
+    for video in ["a", "b"] {
+        fs::create_dir(dir.path().join(video)).unwrap();
+        for number in 0..25 {
+            let path = dir.path().join(video).join(format!("frame{number}.png"));
+            fs::copy(&stored[number % stored.len()], &path).unwrap();
+            frames.push(path);
+        }
+    }
+    let config = ProcessorConfig::default();
+    let whole = Video::open_frames(&frames[..25], 10.0, &DecodeLimits::default()).unwrap();
+    let expected = config.video(&whole.sample(&config.video).unwrap()).unwrap();
+    let options =
+        FrameOptions { fps: Some(10.0), sample: Some(config.video.clone()), ..FrameOptions::default() };
+    let folders = FrameFolders::open(dir.path()).unwrap().options(options);
+    let mut loader =
+        DataLoader::builder(folders).transform(PatchifyVideo::<f32>::new(config)).workers(2).build().unwrap();
+    for batch in &mut loader {
+        let video = &batch.unwrap()[0];
+        assert_eq!(video.grid, expected.grid);
+        assert_eq!(video.timestamps, expected.timestamps);
+        assert_eq!(video.source_indices.len(), 5);
+        assert!(video.values() == expected.pixel_values);
+    }
+    let stats = loader.stats();
+    assert_eq!((stats.items, stats.undeclared_bytes), (2, 0));
 }

@@ -1,5 +1,7 @@
 //! Stills and videos to patches: the steps of this module's neighbours in order.
 
+use std::ops::Range;
+
 use crate::vision::patchify::Layout;
 use crate::vision::resize::rows::Key;
 use crate::vision::resize::{self, Weights};
@@ -108,25 +110,41 @@ impl ProcessorConfig {
     /// # Errors
     /// [`Error::OutputLength`] if the buffer has another length, otherwise as [`ProcessorConfig::video_grid`].
     pub fn video_into<V: PatchValue>(&self, video: &Video, out: &mut [V]) -> Result<Grid> {
+        let (frames, from) = (video.frames(), (video.width(), video.height()));
+        let grid = self.video_grid(frames.len(), from.0, from.1)?;
+        let mut strips = Strips::default();
+        self.frames_into(frames.len(), from, grid, out, |place, task, places, stream, out| {
+            strips.cut(task, frames[place].rgb(), places, stream, out)
+        })?;
+        Ok(grid)
+    }
+
+    /// Cuts `count` frames of a size into their temporal patches; `cut` is given the number of each frame.
+    pub(crate) fn frames_into<V: PatchValue>(
+        &self,
+        count: usize,
+        from: (u32, u32),
+        grid: Grid,
+        out: &mut [V],
+        mut cut: impl FnMut(usize, Task, Range<usize>, bool, &mut [V]) -> Result<()>,
+    ) -> Result<()> {
         let config = &self.video;
-        let grid = self.video_grid(video.frames().len(), video.width(), video.height())?;
         let layout = layout(grid, config.patch_size, config.temporal_patch_size, config.merge_size);
         check_output(out, grid, layout)?;
-        let from = (video.width(), video.height());
         let to = (grid.w * config.patch_size, grid.h * config.patch_size);
-        let task =
-            Task { key: Key { weights: Weights::Torch, from, to }, layout, scale: Scale::of_video(config) };
+        let key = Key { weights: Weights::Torch, from, to };
+        let task = Task { key, layout, scale: Scale::of_video(config) };
         let rows = grid.h as usize * grid.w as usize * layout.row_len();
-        let mut strips = Strips::default();
         let stream = Strips::stream(out);
-        for (frames, out) in video.frames().chunks(layout.temporal).zip(out.chunks_exact_mut(rows)) {
-            for (t, frame) in frames.iter().enumerate() {
+        for (t, out) in out.chunks_exact_mut(rows).enumerate() {
+            let first = t * layout.temporal;
+            for place in first..count.min(first + layout.temporal) {
                 // The last frame stands in for those that are missing.
-                let end = if t + 1 == frames.len() { layout.temporal } else { t + 1 };
-                strips.cut(task, frame.rgb(), t..end, stream, out)?;
+                let end = if place + 1 == count { layout.temporal } else { place + 1 - first };
+                cut(place, task, place - first..end, stream, out)?;
             }
         }
-        Ok(grid)
+        Ok(())
     }
 }
 

@@ -146,12 +146,18 @@ impl Video {
     /// Seconds from the start of the source for each temporal patch of `temporal_patch_size` frames: the mean of the
     /// times of its first and its last frame. A last patch that is not full repeats the last frame.
     pub fn timestamps(&self, temporal_patch_size: u32) -> Vec<f64> {
-        let time = |frame: &Frame| frame.source_index as f64 / self.fps;
-        self.frames
-            .chunks(temporal_patch_size.max(1) as usize)
-            .map(|patch| (time(&patch[0]) + time(&patch[patch.len() - 1])) / 2.0)
-            .collect()
+        let indices: Vec<u64> = self.frames.iter().map(Frame::source_index).collect();
+        timestamps(&indices, self.fps, temporal_patch_size)
     }
+}
+
+/// See [`Video::timestamps`].
+pub(crate) fn timestamps(source_indices: &[u64], fps: f64, temporal_patch_size: u32) -> Vec<f64> {
+    let time = |index: u64| index as f64 / fps;
+    source_indices
+        .chunks(temporal_patch_size.max(1) as usize)
+        .map(|patch| (time(patch[0]) + time(patch[patch.len() - 1])) / 2.0)
+        .collect()
 }
 
 impl VideoConfig {
@@ -184,7 +190,7 @@ impl VideoConfig {
     }
 }
 
-fn check_fps(fps: f64) -> Result<()> {
+pub(crate) fn check_fps(fps: f64) -> Result<()> {
     if fps.is_finite() && fps > 0.0 { Ok(()) } else { Err(Error::FrameRate { got: fps }) }
 }
 

@@ -4,10 +4,10 @@
 //! it. A [`Workspace`] that has seen a picture of some size needs no memory of that size for the next one. What it has
 //! seen never shows: the same file gives the same bits, whatever came before.
 
-use crate::Result;
 use crate::vision::decode::job::{Buffers, Job, Opened};
 use crate::vision::strips::Strips;
 use crate::vision::{DecodeLimits, Format, Grid, JpegScale, PatchValue, ProcessorConfig, jpeg};
+use crate::{Error, Result};
 
 /// What one worker keeps from picture to picture: the decoded picture, rows on their way, weights and tables.
 ///
@@ -50,9 +50,9 @@ impl Header {
     /// for each of its chunks.
     ///
     /// # Errors
-    /// Those that decoding the file would end with if they can be told from the header: [`Error::Empty`](crate::Error::Empty),
-    /// [`Error::FileSize`](crate::Error::FileSize), [`Error::Format`](crate::Error::Format), [`Error::PictureSize`](crate::Error::PictureSize), [`Error::NoPixels`](crate::Error::NoPixels), and [`Error::Damaged`](crate::Error::Damaged) or
-    /// [`Error::Unsupported`](crate::Error::Unsupported) for a header that makes no sense.
+    /// Those that decoding the file would end with if they can be told from the header: [`Error::Empty`],
+    /// [`Error::FileSize`], [`Error::Format`], [`Error::PictureSize`], [`Error::NoPixels`], and [`Error::Damaged`] or
+    /// [`Error::Unsupported`] for a header that makes no sense.
     pub fn read(bytes: &[u8], name: &str, limits: &DecodeLimits) -> Result<Self> {
         let job = Job::new(bytes, name, limits)?;
         Ok(Self::of(&job, job.open()?))
@@ -113,6 +113,50 @@ impl ProcessorConfig {
         self.check_image_output(grid, out)?;
         let size = self.decode(&job, header, grid, &mut workspace.buffers)?;
         workspace.strips.image(self, &workspace.buffers.rgb, size, grid, out)?;
+        Ok(grid)
+    }
+
+    /// The grid of a video of encoded frames, each with its name for errors, from the header of the first.
+    ///
+    /// # Errors
+    /// As [`Header::read`] and [`ProcessorConfig::video_grid`].
+    pub fn encoded_frames_grid(&self, frames: &[(&str, &[u8])], limits: &DecodeLimits) -> Result<Grid> {
+        let expected = self.video.temporal_patch_size as usize;
+        let (name, bytes) = frames.first().ok_or(Error::FrameCount { got: 0, expected })?;
+        let header = Header::read(bytes, name, limits)?;
+        self.video_grid(frames.len(), header.width, header.height)
+    }
+
+    /// The encoded frames of a video, in order, to its patches: bit for bit what [`ProcessorConfig::video_into`] makes of
+    /// them, with one decoded frame at a time in memory.
+    ///
+    /// # Errors
+    /// As [`ProcessorConfig::encoded_frames_grid`], [`Still::decode`](crate::vision::Still::decode) and
+    /// [`ProcessorConfig::video_into`]; [`Error::FrameSize`] for a frame that differs in size from the first. After an
+    /// error of the pixels `out` may have been written to in part.
+    pub fn encoded_frames_into<V: PatchValue>(
+        &self,
+        frames: &[(&str, &[u8])],
+        limits: &DecodeLimits,
+        workspace: &mut Workspace,
+        out: &mut [V],
+    ) -> Result<Grid> {
+        let expected = self.video.temporal_patch_size as usize;
+        let (name, bytes) = frames.first().ok_or(Error::FrameCount { got: 0, expected })?;
+        let first = Header::read(bytes, name, limits)?;
+        let from = (first.width, first.height);
+        let grid = self.video_grid(frames.len(), from.0, from.1)?;
+        let Workspace { buffers, strips } = workspace;
+        self.frames_into(frames.len(), from, grid, out, |place, task, places, stream, out| {
+            let (name, bytes) = frames[place];
+            let job = Job::new(bytes, name, limits)?;
+            let (width, height) = job.decode(1, buffers)?;
+            if (width, height) != from {
+                let (name, (expected_width, expected_height)) = (name.to_owned(), from);
+                return Err(Error::FrameSize { name, width, height, expected_width, expected_height });
+            }
+            strips.cut(task, &buffers.rgb, places, stream, out)
+        })?;
         Ok(grid)
     }
 
