@@ -30,16 +30,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let target = root().join("target/loom");
         succeed(cargo(&["test", "--release", "--manifest-path", manifest]).env("CARGO_TARGET_DIR", target))
     })?;
+    let mut features = vec!["io-uring", "parquet"];
     if args.no_c {
         say("\nnot run: the feature libjpeg-turbo (--no-c)");
     } else if setup::libjpeg_turbo() {
-        steps.step("tests with libjpeg-turbo", || {
-            let feature = ["test", "--package", "qvl-dataload", "--features", "libjpeg-turbo"];
-            succeed(&mut cargo(&feature))
-        })?;
+        features.push("libjpeg-turbo");
     } else {
         say("\nnot run: the feature libjpeg-turbo, since cmake or nasm is missing");
     }
+    steps.step("qvl-dataload with its features", || {
+        let features = features.join(",");
+        let feature = ["--package", "qvl-dataload", "--features", &features];
+        succeed(cargo(&["clippy", "--all-targets"]).args(feature).args(["--", "--deny", "warnings"]))?;
+        succeed(cargo(&["test"]).args(feature))
+    })?;
     steps.summary();
     Ok(())
 }
