@@ -154,8 +154,10 @@ pub(crate) fn plain(args: &FileArgs) -> Result<()> {
         bytes.clear();
         File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).with_context(|| name.clone())?;
         let grid = config.encoded_grid(&bytes, &name, &limits)?;
-        out.resize(grid.patches() * config.image.patch_values(), 0.0);
-        config.encoded_into(&bytes, &name, &limits, &mut workspace, &mut out)?;
+        let values = grid.patches() * config.image.patch_values();
+        // Never shorter: growing again would write zeros.
+        out.resize(out.len().max(values), 0.0);
+        config.encoded_into(&bytes, &name, &limits, &mut workspace, &mut out[..values])?;
         Ok(grid.patches())
     };
     files.iter().take(args.warm_up).try_for_each(|path| work(path).map(drop))?;
