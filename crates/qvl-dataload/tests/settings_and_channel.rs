@@ -115,3 +115,31 @@ fn the_tuning_says_what_it_did() {
     assert!(stats.consumer_wait > Duration::from_millis(500));
     assert!(stats.to_string().starts_with("800 items in 800 batches"), "{stats}");
 }
+
+#[test]
+fn a_panic_while_batches_are_put_together_comes_through_the_channel() {
+    let receiver = DataLoader::builder(numbers(10))
+        .workers(1)
+        .build_by(|_, next| {
+            assert!(*next < 3, "three is too much");
+            true
+        })
+        .unwrap()
+        .into_receiver()
+        .unwrap();
+    let error = receiver.recv().unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "the function that puts batches together: panicked: three is too much");
+    assert!(receiver.recv().is_err(), "closed after an error");
+}
+
+#[test]
+fn workers_end_when_there_is_nothing_left_to_load() {
+    let mut loader = DataLoader::builder(numbers(100)).workers(4).prefetch_items(200).build().unwrap();
+    let first = loader.next().unwrap().unwrap();
+    assert_eq!(first.items, [0]);
+    std::thread::sleep(Duration::from_millis(20));
+    let waited = loader.stats().worker_wait;
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(loader.stats().worker_wait, waited, "nobody waits for room that nobody needs");
+    assert_eq!(loader.count(), 99);
+}

@@ -33,7 +33,7 @@ const COMPUTING: f64 = 1.5;
 
 /// Files that the loaders read.
 pub(crate) fn files(args: &Args) -> u64 {
-    args.dataload.files.unwrap_or(if args.quick { 96 } else { 512 })
+    args.dataload.files.unwrap_or(if args.quick { 96 } else { 2000 })
 }
 
 pub(crate) fn metrics() -> Vec<Metric> {
@@ -185,8 +185,8 @@ pub(crate) fn plan<'a>(args: &'a Args, setup: &'a Setup, evidence: &'a Evidence)
     let groups = vec![
         group(rounds(7, 3), runs.preprocess()),
         group(rounds(7, 3), runs.resize()),
-        group(rounds(5, 2), runs.loaders()),
-        group(rounds(5, 2), vec![runs.waiting()]),
+        group(rounds(3, 2), runs.loaders()),
+        group(rounds(3, 2), vec![runs.waiting()]),
         group(2, runs.peaks()),
         group(rounds(7, 3), vec![runs.overhead()]),
     ];

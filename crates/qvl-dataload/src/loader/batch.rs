@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::worker::message;
 use super::{DataLoader, Numbered, Shared, State, Stats};
 use crate::{Error, Result};
 
@@ -103,13 +105,24 @@ impl<T: Send + 'static> Receiver<T> {
         // Without workers this thread makes the items, and cannot wait for itself.
         loader.keep = loader.inline.is_none();
         let hand_over = move || {
-            while let Some(batch) = loader.next() {
+            // What panics here is the caller's function that puts batches together.
+            let next = |loader: &mut DataLoader<T>| {
+                catch_unwind(AssertUnwindSafe(|| loader.next())).unwrap_or_else(|panic| {
+                    let name = "the function that puts batches together".to_owned();
+                    Some(Err(Error::Panicked { name, message: message(&*panic) }))
+                })
+            };
+            while let Some(batch) = next(&mut loader) {
+                let is_last = batch.is_err();
                 crossbeam_channel::select! {
                     send(sender, batch) -> sent => if sent.is_err() { return },
                     // Clones of the channel may live on with nobody who receives.
                     recv(stopped) -> _ => return,
                 }
                 loader.shared.queue.release();
+                if is_last {
+                    return;
+                }
             }
         };
         let thread = std::thread::Builder::new()

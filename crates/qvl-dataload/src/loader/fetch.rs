@@ -81,6 +81,8 @@ where
                             }
                         },
                         Ok(None) => break,
+                        // What is being read still has to land, unless nobody waits for it.
+                        Err(_) if !is_idle => break,
                         Err(_) => return,
                     },
                 };

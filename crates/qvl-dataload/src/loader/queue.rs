@@ -58,7 +58,7 @@ pub(crate) enum Claim<F> {
 /// Why an item cannot have its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// The loader is being dropped.
+    /// The loader is being dropped, or everything has been begun.
     Stopped,
     /// It would be larger than an item may be.
     TooLarge,
@@ -97,12 +97,16 @@ impl<F, T> Queue<F, T> {
             if state.stopped {
                 return None;
             }
-            if worker < state.active
-                && let Some(claim) = state.claim(most)
-            {
+            let is_active = worker < state.active;
+            if is_active && let Some(claim) = state.claim(most) {
                 return Some(claim);
             }
-            state = self.wait_for_room(state);
+            if state.window.is_claimed() {
+                // Those that wait have nothing to wait for either.
+                self.tell_room(&state);
+                return None;
+            }
+            state = self.wait_for_room(state, is_active);
         }
     }
 
@@ -124,10 +128,14 @@ impl<F, T> Queue<F, T> {
             if let Some(number) = state.window.begin() {
                 return Ok(Some(number));
             }
+            if state.window.is_begun() {
+                return Err(Refused::Stopped);
+            }
             if !wait {
                 return Ok(None);
             }
-            state = self.wait_for_room(state);
+            // The reader ahead is not a worker that is kept waiting.
+            state = self.wait_for_room(state, false);
         }
     }
 
@@ -162,7 +170,7 @@ impl<F, T> Queue<F, T> {
                         state.head_needs_kept = true;
                         self.tell_consumer(&state);
                     }
-                    state = self.wait_for_room(state);
+                    state = self.wait_for_room(state, true);
                 }
             }
         }
@@ -284,12 +292,17 @@ impl<F, T> Queue<F, T> {
         }
     }
 
-    fn wait_for_room<'a>(&self, mut state: MutexGuard<'a, State<F, T>>) -> MutexGuard<'a, State<F, T>> {
-        let since = Instant::now();
+    /// `counts`: whether it is a worker that could go on.
+    fn wait_for_room<'a>(
+        &self,
+        mut state: MutexGuard<'a, State<F, T>>,
+        counts: bool,
+    ) -> MutexGuard<'a, State<F, T>> {
+        let since = counts.then(Instant::now);
         state.waiting_for_room += 1;
         state = wait(&self.room, state);
         state.waiting_for_room -= 1;
-        state.waits.room += since.elapsed();
+        state.waits.room += since.map_or(Duration::ZERO, |since| since.elapsed());
         state
     }
 

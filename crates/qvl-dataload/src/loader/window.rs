@@ -116,6 +116,11 @@ impl<F, T> Window<F, T> {
         self.first + self.slots.len() as u64 >= self.total
     }
 
+    /// Whether workers have claimed everything there is.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.is_begun() && self.unclaimed == self.slots.len()
+    }
+
     pub(crate) fn used_bytes(&self) -> usize {
         self.used
     }
