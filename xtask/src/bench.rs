@@ -127,7 +127,7 @@ Examples:
       --pillow-simd-python venv-simd/bin/python --llama-resize llama-resize
 
 What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
-the load average is printed and recorded. The suite model takes 25 minutes, dataload 10, with --quick 5 and 2.
+the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, with --quick 5 and 3.
 Exit code 0 also when a target is missed: figures are a result, not a failure.";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
