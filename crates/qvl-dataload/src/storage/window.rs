@@ -38,7 +38,7 @@ impl Window {
             return Err(extent.shorter(0));
         }
         let align = match mode {
-            Mode::Buffered => 1,
+            Mode::Buffered | Mode::Exact => 1,
             Mode::Direct => ALIGNMENT,
         };
         if bytes == 0 {
