@@ -179,25 +179,6 @@ mod tests {
         }
     }
 
-    /// `cargo test --release -p qvl-dataload --lib -- --ignored --nocapture each_level`: the best of 20 runs.
-    #[test]
-    #[ignore = "measures, and prints what it measured"]
-    fn time_of_each_level() {
-        let rgb = bytes(4032 * 3024 * 3);
-        let mut out = vec![0; 1024 * 1024 * 3];
-        let key = Key { weights: Weights::Pillow, from: (4032, 3024), to: (1024, 1024) };
-        for isa in Isa::available() {
-            let (plan, mut scratch) = (Plan::new(isa, key).unwrap(), Scratch::default());
-            let mut best = std::time::Duration::MAX;
-            for _ in 0..20 {
-                let start = std::time::Instant::now();
-                Rows::new(&plan, &rgb, &mut scratch).unwrap().fill(&mut out);
-                best = best.min(start.elapsed());
-            }
-            println!("{isa:?}: {best:?}");
-        }
-    }
-
     #[test]
     fn weights_add_up_and_a_flat_picture_stays_flat() {
         for weights in [Weights::Pillow, Weights::Torch] {
