@@ -23,8 +23,8 @@ pub enum Error {
         /// The file.
         name: String,
     },
-    /// A folder was given where a picture is expected.
-    #[error("{name}: is a folder, expected a picture file")]
+    /// A folder was given where a file is expected.
+    #[error("{name}: is a folder, expected a file")]
     Folder {
         /// The folder.
         name: String,

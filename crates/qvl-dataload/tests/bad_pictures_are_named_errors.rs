@@ -83,7 +83,7 @@ fn folder() {
     let folder = tempfile::tempdir().unwrap();
     let (error, message) = failure(folder.path(), &default());
     assert!(matches!(error, Error::Folder { .. }));
-    assert!(message.ends_with("is a folder, expected a picture file"), "{message}");
+    assert!(message.ends_with("is a folder, expected a file"), "{message}");
 }
 
 #[test]
