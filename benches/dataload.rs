@@ -13,6 +13,7 @@ use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use qvl_dataload::vision::{
     DecodeLimits, Header, ImageConfig, PatchValue, ProcessorConfig, Still, Workspace, resize_bicubic,
 };
+use qvl_dataload::{DataLoader, Manifest, Memory, Shuffle, Source, TarShards};
 
 /// Shading with edges and grain, of the kind that filters and coders see in photographs.
 fn picture(width: u32, height: u32) -> Still {
@@ -131,5 +132,57 @@ fn encoded(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, resize, patchify, encoded);
+/// What the loader costs by itself: numbers from memory and no step.
+fn loader(c: &mut Criterion) {
+    const ITEMS: usize = 20_000;
+    let numbers: std::sync::Arc<[u64]> = (0..ITEMS as u64).collect();
+    let mut group = c.benchmark_group("dataload/loader");
+    group.throughput(Throughput::Elements(ITEMS as u64));
+    for (workers, batch) in [(0, 64), (1, 64), (2, 64), (2, 1)] {
+        let name = format!("{workers} workers, batches of {batch}");
+        group.bench_function(BenchmarkId::from_parameter(name), |b| {
+            b.iter(|| {
+                let builder =
+                    DataLoader::builder(Memory::new(numbers.clone())).shuffle(Shuffle::All { seed: 1 });
+                let loader =
+                    builder.workers(workers).batch_size(batch).build().expect("the settings are good");
+                loader.map(|batch| batch.expect("a number is good").items.iter().sum::<u64>()).sum::<u64>()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// What opening a source of 10,000 samples costs.
+fn sources(c: &mut Criterion) {
+    const SAMPLES: usize = 10_000;
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = folder.path().join("shard.tar");
+    let mut archive = Vec::new();
+    for sample in 0..SAMPLES {
+        // A header of the oldest form and a block of data.
+        let mut header = [0u8; 512];
+        let name = format!("{sample:06}.jpg");
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..135].copy_from_slice(b"00000000144");
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        archive.extend_from_slice(&header);
+        archive.extend_from_slice(&[7; 512]);
+    }
+    archive.extend_from_slice(&[0; 1024]);
+    std::fs::write(&shard, archive).expect("is written");
+    let manifest = folder.path().join("list.jsonl");
+    let line = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]}"#;
+    std::fs::write(&manifest, [line, "\n"].concat().repeat(SAMPLES)).expect("is written");
+
+    let mut group = c.benchmark_group("dataload/open");
+    group.throughput(Throughput::Elements(SAMPLES as u64));
+    group.bench_function("tar", |b| b.iter(|| TarShards::open([&shard]).expect("the shard is good").len()));
+    group.bench_function("manifest", |b| b.iter(|| Manifest::open(&manifest).expect("it is good").len()));
+    group.finish();
+}
+
+criterion_group!(benches, decode, resize, patchify, encoded, loader, sources);
 criterion_main!(benches);

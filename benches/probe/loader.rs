@@ -1,13 +1,11 @@
 //! The loader: photographs to batches of patches, its waits and its peak, and what it costs by itself.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use qvl_dataload::vision::{DecodeLimits, Workspace};
-use qvl_dataload::{DataLoader, Files, Memory, Patchify, Prepared, Stats};
+use qvl_dataload::storage::Reader;
+use qvl_dataload::{DataLoader, Files, Memory, Patchify, Prepared, Recycled, Source, Stats, Transform};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -142,27 +140,19 @@ fn consume(
     Ok(Run { elapsed: start.elapsed(), batches, wait, stats: loader.stats() })
 }
 
-/// The same work in a loop on this thread.
+/// The same work in a loop on this thread: what a worker does, with the same buffers, and no loader.
 pub(crate) fn plain(args: &FileArgs) -> Result<()> {
-    let config = settings(args.max_pixels);
-    let (files, limits) = (args.list()?, DecodeLimits::default());
-    let (mut workspace, mut out) = (Workspace::new(), Vec::<f32>::new());
-    // As well as it can be done: everything is used again, and the file is read into memory that was there before.
-    let mut bytes = Vec::new();
-    let mut work = |path: &PathBuf| -> Result<usize> {
-        let name = path.display().to_string();
-        bytes.clear();
-        File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).with_context(|| name.clone())?;
-        let grid = config.encoded_grid(&bytes, &name, &limits)?;
-        let values = grid.patches() * config.image.patch_values();
-        // Never shorter: growing again would write zeros.
-        out.resize(out.len().max(values), 0.0);
-        config.encoded_into(&bytes, &name, &limits, &mut workspace, &mut out[..values])?;
-        Ok(grid.patches())
+    let step = Patchify::<f32>::new(settings(args.max_pixels));
+    let files = Files::list(args.list()?)?;
+    let (mut scratch, buffers) = (step.scratch(), Recycled::new(KEPT_BYTES));
+    let mut work = |index: usize| -> Result<usize> {
+        let sample = files.read(index, &mut Reader::new(&buffers))?;
+        let name = sample.name.clone();
+        Ok(step.apply(sample, &name, &mut scratch, &buffers)?.grid.patches())
     };
-    files.iter().take(args.warm_up).try_for_each(|path| work(path).map(drop))?;
+    (0..args.warm_up.min(files.len())).try_for_each(|index| work(index).map(drop))?;
     let start = Instant::now();
-    let patches: usize = files.iter().map(&mut work).sum::<Result<usize>>()?;
+    let patches = (0..files.len()).map(&mut work).sum::<Result<usize>>()?;
     let seconds = start.elapsed().as_secs_f64();
     emit(&json!({
         "metric": "plain_loop",
@@ -171,6 +161,9 @@ pub(crate) fn plain(args: &FileArgs) -> Result<()> {
         "seconds_per_item": seconds / files.len() as f64,
     }))
 }
+
+/// More than the buffers of one item, so that none is given back.
+const KEPT_BYTES: usize = 1 << 28;
 
 /// Small numbers through a loader that does nothing with them.
 pub(crate) fn overhead(args: &OverheadArgs) -> Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! Every variant names the file (or the configuration key) and carries the observed and the expected value.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::io;
 
@@ -399,4 +400,13 @@ pub enum Error {
         /// The text, or its beginning.
         got: String,
     },
+}
+
+impl Error {
+    /// A panic that was caught, with what it was given.
+    pub(crate) fn panicked(name: String, panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panicked { name, message: message.unwrap_or_else(|| "no message".to_owned()) }
+    }
 }

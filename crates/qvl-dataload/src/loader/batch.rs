@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use super::worker::message;
 use super::{DataLoader, Numbered, Shared, State, Stats};
 use crate::{Error, Result};
 
@@ -109,7 +108,7 @@ impl<T: Send + 'static> Receiver<T> {
             let next = |loader: &mut DataLoader<T>| {
                 catch_unwind(AssertUnwindSafe(|| loader.next())).unwrap_or_else(|panic| {
                     let name = "the function that puts batches together".to_owned();
-                    Some(Err(Error::Panicked { name, message: message(&*panic) }))
+                    Some(Err(Error::panicked(name, &*panic)))
                 })
             };
             while let Some(batch) = next(&mut loader) {

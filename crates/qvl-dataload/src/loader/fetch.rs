@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::queue::Refused;
-use super::worker::{Fetched, Pipeline, message};
+use super::worker::{Fetched, Pipeline};
 use crate::buffer::Buffer;
 use crate::source::Source;
 use crate::storage::{Done, Engine, Extent, Ready, Request, Storage, advise, sort_by_place};
@@ -126,9 +126,8 @@ where
             let bytes = self.source.sample_bytes(index, &*self.read_buffers)?.max(rooms);
             Ok(Planned { number, name, extents, bytes })
         };
-        catch_unwind(AssertUnwindSafe(plan)).unwrap_or_else(|panic| {
-            Err(Error::Panicked { name: format!("sample {index}"), message: message(&*panic) })
-        })
+        catch_unwind(AssertUnwindSafe(plan))
+            .unwrap_or_else(|panic| Err(Error::panicked(format!("sample {index}"), &*panic)))
     }
 
     /// Makes requests of an item whose bytes are reserved.

@@ -1,6 +1,5 @@
 //! What a worker does with an item: reserve, read, transform, hand in.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -163,8 +162,11 @@ where
             Err(panic) => {
                 // What the panic left behind in the scratch is not to be trusted.
                 hands.scratch = self.transform.scratch();
-                let (name, message) = (self.name(index), message(&*panic));
-                Finished { number, bytes: 0, value: Err(Box::new(Error::Panicked { name, message })) }
+                Finished {
+                    number,
+                    bytes: 0,
+                    value: Err(Box::new(Error::panicked(self.name(index), &*panic))),
+                }
             }
         };
         hands.pending.push(finished);
@@ -278,10 +280,4 @@ struct Account<'a, T> {
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What `panic!` was given.
-pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

@@ -95,11 +95,8 @@ impl Window {
 /// Runs what calls a caller's own memory, and makes an error of its panic: a thread that died of it, or a ring that
 /// was left half way, would leave other requests unanswered.
 pub(crate) fn guarded<T>(extent: &Extent, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Err(Error::Panicked { name: shown(extent.file.path()), message })
-    })
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::panicked(shown(extent.file.path()), &*panic)))
 }
 
 /// Reads an extent now, into a buffer with room for its window.
