@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "items_per_second": items as f64 / seconds,
         "pause_seconds": pause.as_secs_f64(),
         "wait_seconds": run.wait.as_secs_f64(),
-        "peak_bytes": run.stats.peak_bytes + run.stats.idle_bytes + run.stats.undeclared_bytes,
+        "peak_bytes": run.stats.peak_bytes + run.stats.undeclared_bytes,
         "bound_bytes": run.stats.bytes_bound,
         "peak_items": run.stats.peak_items,
         "sha256": hex(hash.finalize()),

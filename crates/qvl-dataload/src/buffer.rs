@@ -5,9 +5,10 @@
 //! are dropped, and the next item of a similar size takes them from there. They come from a [`Buffers`], which may
 //! be the caller's own: page-locked memory, an arena, a ring of staging buffers.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -131,7 +132,8 @@ impl fmt::Debug for Buffer {
 /// Buffers on the heap that are kept for the next item when they are dropped. Clones share what is kept.
 ///
 /// Sizes are rounded up to classes, eight to a doubling, so that pictures of similar size share buffers; a buffer
-/// takes up to an eighth more than was asked for, and 4 KiB for its alignment.
+/// takes up to an eighth more than was asked for, and 4 KiB for its alignment. What is over the limit goes back to the
+/// system, the longest unused first.
 #[derive(Clone)]
 pub struct Recycled {
     shelf: Arc<Shelf>,
@@ -139,20 +141,26 @@ pub struct Recycled {
 
 struct Shelf {
     kept: Mutex<Kept>,
+    /// What may be kept, in bytes. A loader lowers and raises it with what it reserves.
+    limit_bytes: Arc<AtomicUsize>,
 }
 
+#[derive(Default)]
 struct Kept {
-    /// Rooms by the size of their class.
-    rooms: BTreeMap<usize, Vec<Vec<u8>>>,
+    /// The longest unused at the front. Some dozens at most, so they are looked through.
+    rooms: VecDeque<Vec<u8>>,
     bytes: usize,
-    limit_bytes: usize,
 }
 
 impl Recycled {
     /// Keeps at most `limit_bytes` of unused buffers.
     pub fn new(limit_bytes: usize) -> Self {
-        let kept = Kept { rooms: BTreeMap::new(), bytes: 0, limit_bytes };
-        Self { shelf: Arc::new(Shelf { kept: Mutex::new(kept) }) }
+        Self::limited_by(Arc::new(AtomicUsize::new(limit_bytes)))
+    }
+
+    /// Keeps at most what is in `limit_bytes` at the time. Who lowers it calls [`Self::trim`].
+    pub(crate) fn limited_by(limit_bytes: Arc<AtomicUsize>) -> Self {
+        Self { shelf: Arc::new(Shelf { kept: Mutex::default(), limit_bytes }) }
     }
 
     /// Bytes of unused buffers that are kept now.
@@ -160,48 +168,56 @@ impl Recycled {
         self.shelf.kept.lock().bytes
     }
 
-    /// Sets how much is kept, and gives back what is over that, the largest first.
+    /// Sets how much is kept, and gives back what is over that.
     pub fn limit(&self, limit_bytes: usize) {
-        let mut freed = Vec::new();
-        {
-            let mut kept = self.shelf.kept.lock();
-            kept.limit_bytes = limit_bytes;
-            while kept.bytes > limit_bytes {
-                let Some(room) = kept.largest() else { break };
-                freed.push(room);
-            }
-        }
+        self.shelf.limit_bytes.store(limit_bytes, Ordering::Relaxed);
+        self.trim();
+    }
+
+    /// Gives back what is over the limit.
+    pub(crate) fn trim(&self) {
+        let excess = self.shelf.kept.lock().excess(self.shelf.limit());
         // Unmapping megabytes takes a while: not under the lock.
-        drop(freed);
+        drop(excess);
+    }
+}
+
+impl Shelf {
+    fn limit(&self) -> usize {
+        self.limit_bytes.load(Ordering::Relaxed)
     }
 }
 
 impl Kept {
-    fn largest(&mut self) -> Option<Vec<u8>> {
-        let mut entry = self.rooms.last_entry()?;
-        let (class, room) = (*entry.key(), entry.get_mut().pop());
-        if entry.get().is_empty() {
-            entry.remove();
-        }
-        self.bytes -= if room.is_some() { class } else { 0 };
-        room
+    /// The one of this class that was used last.
+    fn of_class(&mut self, class: usize) -> Option<Vec<u8>> {
+        let place = self.rooms.iter().rposition(|room| room.len() == class)?;
+        self.bytes -= class;
+        self.rooms.remove(place)
     }
 
-    fn of_class(&mut self, class: usize) -> Option<Vec<u8>> {
-        let rooms = self.rooms.get_mut(&class)?;
-        let room = rooms.pop();
-        if rooms.is_empty() {
-            self.rooms.remove(&class);
+    fn excess(&mut self, limit_bytes: usize) -> Vec<Vec<u8>> {
+        let mut excess = Vec::new();
+        while self.bytes > limit_bytes
+            && let Some(room) = self.rooms.pop_front()
+        {
+            self.bytes -= room.len();
+            excess.push(room);
         }
-        self.bytes -= if room.is_some() { class } else { 0 };
-        room
+        excess
     }
 }
 
 impl Buffers for Recycled {
     fn room(&self, bytes: usize) -> Option<Box<dyn Room>> {
         let class = class_of(bytes)?;
-        let kept = self.shelf.kept.lock().of_class(class);
+        let (kept, excess) = {
+            let mut kept = self.shelf.kept.lock();
+            let room = kept.of_class(class);
+            // One that is made anew takes the place of others.
+            (room, kept.excess(self.shelf.limit()))
+        };
+        drop(excess);
         // A vector of zeros is memory that the system clears when it is first touched.
         let room = kept.unwrap_or_else(|| vec![0; class]);
         let start = room.as_ptr().align_offset(ALIGNMENT);
@@ -215,10 +231,9 @@ impl Buffers for Recycled {
 
 impl fmt::Debug for Recycled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kept = self.shelf.kept.lock();
         f.debug_struct("Recycled")
-            .field("idle_bytes", &kept.bytes)
-            .field("limit_bytes", &kept.limit_bytes)
+            .field("idle_bytes", &self.idle_bytes())
+            .field("limit_bytes", &self.shelf.limit())
             .finish_non_exhaustive()
     }
 }
@@ -254,9 +269,9 @@ impl Drop for Lent {
         let Some(shelf) = self.shelf.upgrade() else { return };
         let room = std::mem::take(&mut self.room);
         let mut kept = shelf.kept.lock();
-        if kept.bytes + room.len() <= kept.limit_bytes {
+        if kept.bytes + room.len() <= shelf.limit() {
             kept.bytes += room.len();
-            kept.rooms.entry(room.len()).or_default().push(room);
+            kept.rooms.push_back(room);
         }
     }
 }

@@ -74,6 +74,10 @@ impl<V: PatchValue> Transform<Encoded> for Patchify<V> {
         Ok(Some(bytes.saturating_add(size_of::<Prepared<V>>() + sample.name.len())))
     }
 
+    fn takes_buffers(&self) -> bool {
+        true
+    }
+
     fn apply(
         &self,
         sample: Encoded,
@@ -192,6 +196,10 @@ impl<V: PatchValue> Transform<FrameFolder> for PatchifyVideo<V> {
         let places = grid.t as usize * size_of::<f64>() + size_of_val(&sample.frames[..]);
         let beside = size_of::<PreparedVideo<V>>() + sample.name.len() + places;
         Ok(Some(buffers.footprint(bytes).saturating_add(beside)))
+    }
+
+    fn takes_buffers(&self) -> bool {
+        true
     }
 
     fn apply(

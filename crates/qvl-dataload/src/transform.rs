@@ -28,6 +28,12 @@ pub trait Transform<S>: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Whether the output lies in a buffer that `apply` takes from those it is given. Then one that waits to be used
+    /// again is used for it, and not given back to the system to make room.
+    fn takes_buffers(&self) -> bool {
+        false
+    }
+
     /// The step itself. `name` is that of the sample, for errors; `buffers` has room for results.
     ///
     /// # Errors
@@ -122,6 +128,10 @@ impl<S, T: Transform<S>> Transform<S> for Bounded<T> {
 
     fn output_bytes(&self, _: &S, _: &str, _: &dyn Buffers) -> Result<Option<usize>> {
         Ok(Some(self.bytes))
+    }
+
+    fn takes_buffers(&self) -> bool {
+        self.step.takes_buffers()
     }
 
     fn apply(

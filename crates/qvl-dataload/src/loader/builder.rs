@@ -47,7 +47,7 @@ impl OnError {
 /// | [`workers`](Self::workers) | tuned while it runs, 1 up to one for each core |
 /// | [`prefetch_items`](Self::prefetch_items) | tuned while it runs, up to 1,024 |
 /// | [`prefetch_bytes`](Self::prefetch_bytes) | 1 GiB |
-/// | [`item_bytes_max`](Self::item_bytes_max) | half of what waiting items may take |
+/// | [`item_bytes_max`](Self::item_bytes_max) | half of `prefetch_bytes` |
 /// | [`storage`](Self::storage) | through the page cache, 16 MiB ahead |
 /// | [`batch_size`](Self::batch_size) | 1 |
 /// | [`shuffle`](Self::shuffle) | off |
@@ -91,8 +91,6 @@ const COUNT_MAX: usize = 1 << 24;
 /// Items that a worker may claim at once, if they take microseconds.
 const RUN_MAX: usize = 64;
 const DEFAULT_BYTES: usize = 1 << 30;
-/// One part in so many of the bound of bytes is for buffers that wait to be used again.
-const IDLE_PART: usize = 4;
 
 impl<S: Source> Builder<S, transform::Identity> {
     pub(super) fn new(source: S) -> Self {
@@ -302,20 +300,11 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
             None => u64::MAX,
         };
 
-        // Buffers that wait to be used again have a part of the bound, if they are ours.
-        let ours = settings.read_buffers.is_none() || settings.output_buffers.is_none();
-        let idle_bytes = if ours { settings.prefetch_bytes / IDLE_PART } else { 0 };
-        let recycled = ours.then(|| Recycled::new(idle_bytes));
-        let or_ours = |own: Option<Arc<dyn Buffers>>| {
-            own.unwrap_or_else(|| Arc::new(recycled.clone().unwrap_or_else(|| Recycled::new(0))))
-        };
-        let (read_buffers, output_buffers) =
-            (or_ours(settings.read_buffers.clone()), or_ours(settings.output_buffers.clone()));
         let batch = match &batching {
             Batching::Size(size) => *size,
             Batching::By(_) => 1,
         };
-        let bounds = settings.bounds(batch, idle_bytes)?;
+        let bounds = settings.bounds(batch)?;
         let active = if settings.workers.is_some() { threads } else { threads.min(2) };
         // Advice costs the workers a moment; anything else is a thread's work, and needs workers to read ahead of.
         let (readahead_bytes, engine) = match settings.storage {
@@ -326,6 +315,14 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
         };
         let window = Window::new(bounds, place, total);
         let queue = Arc::new(Queue::new(window, active, engine.is_some()));
+        // Buffers that wait to be used again have what the bound leaves.
+        let recycled = Recycled::limited_by(queue.free_bytes());
+        let or_ours = |own: &Option<Arc<dyn Buffers>>| match own {
+            Some(own) => Arc::clone(own),
+            None => Arc::new(recycled.clone()),
+        };
+        let read_buffers = or_ours(&settings.read_buffers);
+        let output_buffers = or_ours(&settings.output_buffers);
         let counters = Arc::new(Counters::default());
         let course = Course { sampler, epoch };
         let run_max = (bounds.items / (2 * threads.max(1))).clamp(1, RUN_MAX);
@@ -337,6 +334,7 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
             counters: Arc::clone(&counters),
             read_buffers,
             output_buffers,
+            recycled: recycled.clone(),
             run_max,
             total,
             readahead_bytes,
@@ -420,14 +418,14 @@ impl Settings {
         Ok(Sampler { len, shuffle, rank, world, even: drop_last })
     }
 
-    fn bounds(&self, batch: usize, idle_bytes: usize) -> Result<Bounds> {
-        let bytes = self.prefetch_bytes - idle_bytes;
+    fn bounds(&self, batch: usize) -> Result<Bounds> {
+        let bytes = self.prefetch_bytes;
         if bytes == 0 {
             return Err(setting("prefetch_bytes", 0, "at least 1"));
         }
         let item_bytes_max = self.item_bytes_max.unwrap_or(bytes.div_ceil(2));
         if item_bytes_max == 0 || item_bytes_max > bytes {
-            let expected = format!("1 to {bytes}, what prefetch_bytes leaves for items");
+            let expected = format!("1 to {bytes}, which is prefetch_bytes");
             return Err(setting("item_bytes_max", item_bytes_max, expected));
         }
         let items = match self.prefetch_items {

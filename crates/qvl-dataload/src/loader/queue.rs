@@ -3,6 +3,8 @@
 //! One lock and three conditions, each with one kind of waiter. Somebody is told only if somebody waits, so items
 //! that take microseconds cost no system call each.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::sync::{Condvar, Mutex, MutexGuard, wait};
@@ -15,6 +17,8 @@ pub(crate) struct Queue<F, T> {
     room: Condvar,
     /// The consumer: the next item is ready.
     ready: Condvar,
+    /// What the bound of bytes leaves, for buffers that wait to be used again.
+    free: Arc<AtomicUsize>,
 }
 
 struct State<F, T> {
@@ -87,7 +91,13 @@ impl<F, T> Queue<F, T> {
             head_needs_kept: false,
             waits: Waits::default(),
         };
-        Self { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new() }
+        let free = Arc::new(AtomicUsize::new(state.window.bounds().bytes));
+        Self { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new(), free }
+    }
+
+    /// Bytes of the bound that are not reserved, kept up to date.
+    pub(crate) fn free_bytes(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.free)
     }
 
     /// Work for worker number `worker`: up to `most` items. Waits for it; `None` if there will be none.
@@ -162,7 +172,10 @@ impl<F, T> Queue<F, T> {
                 return Err(Refused::Stopped);
             }
             match state.window.reserve(number, bytes) {
-                Grant::Granted => return Ok(()),
+                Grant::Granted => {
+                    self.account(&state);
+                    return Ok(());
+                }
                 Grant::TooLarge => return Err(Refused::TooLarge),
                 Grant::Wait if !pending.is_empty() => self.hand_in(&mut state, pending),
                 Grant::Wait => {
@@ -181,7 +194,10 @@ impl<F, T> Queue<F, T> {
         let mut state = self.state.lock();
         match state.window.reserve(number, bytes) {
             _ if state.stopped => Err(Refused::Stopped),
-            Grant::Granted => Ok(true),
+            Grant::Granted => {
+                self.account(&state);
+                Ok(true)
+            }
             Grant::Wait => Ok(false),
             Grant::TooLarge => Err(Refused::TooLarge),
         }
@@ -222,6 +238,7 @@ impl<F, T> Queue<F, T> {
             // A batch that is larger than the bound lets go of its first items for the sake of the others.
             if std::mem::take(&mut state.head_needs_kept) {
                 state.window.release();
+                self.account(&state);
                 self.tell_room(&state);
                 continue;
             }
@@ -237,6 +254,7 @@ impl<F, T> Queue<F, T> {
         state.head_needs_kept = false;
         if state.window.kept_bytes() > 0 {
             state.window.release();
+            self.account(&state);
             self.tell_room(&state);
         }
     }
@@ -277,6 +295,7 @@ impl<F, T> Queue<F, T> {
             taken += 1;
         }
         if taken > 0 {
+            self.account(state);
             self.tell_room(state);
         }
         taken
@@ -286,6 +305,7 @@ impl<F, T> Queue<F, T> {
         for Finished { number, bytes, value } in pending.drain(..) {
             state.window.finish(number, bytes, value);
         }
+        self.account(state);
         self.tell_room(state);
         if state.window.ready() > 0 {
             self.tell_consumer(state);
@@ -304,6 +324,12 @@ impl<F, T> Queue<F, T> {
         state.waiting_for_room -= 1;
         state.waits.room += since.map_or(Duration::ZERO, |since| since.elapsed());
         state
+    }
+
+    /// Under the lock, so that the last one to write is the last one to change.
+    fn account(&self, state: &State<F, T>) {
+        let free = state.window.bounds().bytes.saturating_sub(state.window.used_bytes());
+        self.free.store(free, Ordering::Relaxed);
     }
 
     fn tell_room(&self, state: &State<F, T>) {

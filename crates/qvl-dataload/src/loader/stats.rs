@@ -40,7 +40,7 @@ pub struct Stats {
     /// The most by which outputs of a transform that does not say their size went beyond what was reserved for them,
     /// before room was made. Zero for transforms that do.
     pub undeclared_bytes: usize,
-    /// Unused buffers that are kept for the next items; with `used_bytes` never above `bytes_bound`.
+    /// Unused buffers that are kept for the next items: what the bound leaves, at most.
     pub idle_bytes: usize,
     /// The most items that were begun and not taken.
     pub peak_items: usize,

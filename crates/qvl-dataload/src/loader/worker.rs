@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::buffer::Buffers;
+use crate::buffer::{Buffers, Recycled};
 use crate::loader::fetch::Announced;
 use crate::loader::queue::{Claim, Finished, Queue, Refused};
 use crate::sampler::Sampler;
@@ -71,6 +71,8 @@ where
     pub(crate) read_buffers: Arc<dyn Buffers>,
     /// Results are written to these.
     pub(crate) output_buffers: Arc<dyn Buffers>,
+    /// Buffers that wait to be used again.
+    pub(crate) recycled: Recycled,
     /// Items that a worker may claim at once.
     pub(crate) run_max: usize,
     /// Items of the whole run.
@@ -200,6 +202,8 @@ where
                 Ready::default()
             }
         };
+        // What was reserved may have been what unused buffers take.
+        self.recycled.trim();
         let before_read = Instant::now();
         let sample = self.source.read(index, &mut Reader::with_ready(&*self.read_buffers, ready))?;
         let after_read = Instant::now();
@@ -209,6 +213,9 @@ where
             None => self.expected_output(account.reserved),
         };
         self.reserve(&mut account, expected, &name)?;
+        if !self.transform.takes_buffers() {
+            self.recycled.trim();
+        }
         let before_transform = Instant::now();
         let item = self.transform.apply(sample, &name, scratch, &*self.output_buffers)?;
         let after_transform = Instant::now();
