@@ -219,7 +219,7 @@ impl Buffers for Recycled {
         };
         drop(excess);
         // A vector of zeros is memory that the system clears when it is first touched.
-        let room = kept.unwrap_or_else(|| vec![0; class]);
+        let room = kept.unwrap_or_else(|| pages::huge(vec![0; class]));
         let start = room.as_ptr().align_offset(ALIGNMENT);
         Some(Box::new(Lent { room, start, shelf: Arc::downgrade(&self.shelf) }))
     }
@@ -236,6 +236,38 @@ impl fmt::Debug for Recycled {
             .field("limit_bytes", &self.shelf.limit())
             .finish_non_exhaustive()
     }
+}
+
+/// Large pages for large buffers.
+mod pages {
+    #![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "advice about memory takes an address"))]
+
+    /// Asks for large pages before the first touch: it costs a fault for 2 MiB then, in place of one for 4 KiB. Where
+    /// there are none the memory is as it was.
+    #[cfg(target_os = "linux")]
+    pub(super) fn huge(mut room: Vec<u8>) -> Vec<u8> {
+        use rustix::mm::{Advice, madvise};
+        if room.len() >= LEAST_BYTES {
+            // The range is of whole pages inside the vector.
+            let skip = room.as_ptr().align_offset(PAGE_BYTES);
+            let bytes = (room.len() - skip) / PAGE_BYTES * PAGE_BYTES;
+            let start = room[skip..].as_mut_ptr();
+            // SAFETY: `start` and `bytes` are a range of `room`, which nobody else has; this advice changes no byte.
+            let _ = unsafe { madvise(start.cast(), bytes, Advice::LinuxHugepage) };
+        }
+        room
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn huge(room: Vec<u8>) -> Vec<u8> {
+        room
+    }
+
+    /// Smaller ones come from memory that the allocator has touched before.
+    #[cfg(target_os = "linux")]
+    const LEAST_BYTES: usize = 4 << 20;
+    #[cfg(target_os = "linux")]
+    const PAGE_BYTES: usize = 4096;
 }
 
 /// Bytes of the smallest class that holds `bytes` and their alignment; `None` if there is no such number.
