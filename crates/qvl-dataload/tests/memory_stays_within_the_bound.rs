@@ -85,8 +85,10 @@ fn at_any_speed_and_with_any_sizes() {
                     // And the one that the consumer holds.
                     assert!(peak <= BOUND + LARGEST + LARGEST / 8, "{case}: {peak}");
                     assert!(peak > BOUND / 8, "{case}: the test counts, {peak}");
+                    // With a window that is always full a quarter of the bound is left for buffers that wait: four of
+                    // them, of four sizes that come at random. Without that part it was 250.
                     if is_pooled && name == "few sizes" {
-                        assert!(made < 60, "{case}: {made} buffers for 320 items");
+                        assert!(made < 160, "{case}: {made} buffers for 320 items");
                     }
                 }
             }

@@ -23,8 +23,8 @@ fn a_setting_that_makes_no_sense_is_named() {
     check(builder().shard(2, 2).build(), "shard is 2 of 2, expected a rank below the number of ranks");
     check(builder().shard(0, 0).build(), "shard is 0 of 0, expected a rank below the number of ranks");
     check(
-        builder().prefetch_bytes(100).item_bytes_max(101).build(),
-        "item_bytes_max is 101, expected 1 to 100, which is prefetch_bytes",
+        builder().prefetch_bytes(100).item_bytes_max(76).build(),
+        "item_bytes_max is 76, expected 1 to 75, what prefetch_bytes leaves for items",
     );
     let blocks = Shuffle::Blocks { seed: 1, block: 0 };
     check(builder().shuffle(blocks).build(), "shuffle is blocks of 0 samples, expected at least 1");

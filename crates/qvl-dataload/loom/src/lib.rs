@@ -36,7 +36,7 @@ use window::{Bounds, Window};
 type Numbers = Queue<u64, u64>;
 
 fn queue(bounds: Bounds, total: u64, fetching: bool) -> Arc<Numbers> {
-    Arc::new(Queue::new(Window::new(bounds, 0, total), usize::MAX, fetching))
+    Arc::new(Queue::new(Window::new(bounds, 0, total), usize::MAX, fetching, bounds.bytes))
 }
 
 /// A worker that reserves `bytes` for each item, in two steps, and hands in its number.

@@ -47,7 +47,7 @@ impl OnError {
 /// | [`workers`](Self::workers) | tuned while it runs, 1 up to one for each core |
 /// | [`prefetch_items`](Self::prefetch_items) | tuned while it runs, up to 1,024 |
 /// | [`prefetch_bytes`](Self::prefetch_bytes) | 1 GiB |
-/// | [`item_bytes_max`](Self::item_bytes_max) | half of `prefetch_bytes` |
+/// | [`item_bytes_max`](Self::item_bytes_max) | three eighths of `prefetch_bytes` |
 /// | [`storage`](Self::storage) | through the page cache, 16 MiB ahead |
 /// | [`batch_size`](Self::batch_size) | 1 |
 /// | [`shuffle`](Self::shuffle) | off |
@@ -91,6 +91,8 @@ const COUNT_MAX: usize = 1 << 24;
 /// Items that a worker may claim at once, if they take microseconds.
 const RUN_MAX: usize = 64;
 const DEFAULT_BYTES: usize = 1 << 30;
+/// One part in so many of the bound of bytes is for buffers that wait to be used again, and more if it is free.
+const IDLE_PART: usize = 4;
 
 impl<S: Source> Builder<S, transform::Identity> {
     pub(super) fn new(source: S) -> Self {
@@ -305,6 +307,7 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
             Batching::By(_) => 1,
         };
         let bounds = settings.bounds(batch)?;
+        let bound_bytes = settings.prefetch_bytes;
         let active = if settings.workers.is_some() { threads } else { threads.min(2) };
         // Advice costs the workers a moment; anything else is a thread's work, and needs workers to read ahead of.
         let (readahead_bytes, engine) = match settings.storage {
@@ -314,8 +317,8 @@ impl<S: Source, T: Transform<S::Sample>> Builder<S, T> {
             storage => (None, Some(storage.start()?)),
         };
         let window = Window::new(bounds, place, total);
-        let queue = Arc::new(Queue::new(window, active, engine.is_some()));
-        // Buffers that wait to be used again have what the bound leaves.
+        let queue = Arc::new(Queue::new(window, active, engine.is_some(), bound_bytes));
+        // Buffers that wait to be used again have what the bound leaves, and their own part of it at least.
         let recycled = Recycled::limited_by(queue.free_bytes());
         let or_ours = |own: &Option<Arc<dyn Buffers>>| match own {
             Some(own) => Arc::clone(own),
@@ -419,13 +422,16 @@ impl Settings {
     }
 
     fn bounds(&self, batch: usize) -> Result<Bounds> {
-        let bytes = self.prefetch_bytes;
+        // With a window that is always full nothing would be left for the buffers that a slow consumer gives back,
+        // and each item would be made in fresh memory.
+        let ours = self.read_buffers.is_none() || self.output_buffers.is_none();
+        let bytes = self.prefetch_bytes - if ours { self.prefetch_bytes / IDLE_PART } else { 0 };
         if bytes == 0 {
             return Err(setting("prefetch_bytes", 0, "at least 1"));
         }
         let item_bytes_max = self.item_bytes_max.unwrap_or(bytes.div_ceil(2));
         if item_bytes_max == 0 || item_bytes_max > bytes {
-            let expected = format!("1 to {bytes}, which is prefetch_bytes");
+            let expected = format!("1 to {bytes}, what prefetch_bytes leaves for items");
             return Err(setting("item_bytes_max", item_bytes_max, expected));
         }
         let items = match self.prefetch_items {

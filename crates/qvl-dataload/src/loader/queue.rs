@@ -19,6 +19,7 @@ pub(crate) struct Queue<F, T> {
     ready: Condvar,
     /// What the bound of bytes leaves, for buffers that wait to be used again.
     free: Arc<AtomicUsize>,
+    bound_bytes: usize,
 }
 
 struct State<F, T> {
@@ -80,7 +81,8 @@ pub(crate) struct View {
 }
 
 impl<F, T> Queue<F, T> {
-    pub(crate) fn new(window: Window<F, T>, active: usize, fetching: bool) -> Self {
+    /// `bound_bytes`: the window's bound of bytes, and what is kept free beside it for buffers that wait.
+    pub(crate) fn new(window: Window<F, T>, active: usize, fetching: bool, bound_bytes: usize) -> Self {
         let state = State {
             window,
             stopped: false,
@@ -91,8 +93,8 @@ impl<F, T> Queue<F, T> {
             head_needs_kept: false,
             waits: Waits::default(),
         };
-        let free = Arc::new(AtomicUsize::new(state.window.bounds().bytes));
-        Self { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new(), free }
+        let free = Arc::new(AtomicUsize::new(bound_bytes));
+        Self { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new(), free, bound_bytes }
     }
 
     /// Bytes of the bound that are not reserved, kept up to date.
@@ -328,7 +330,7 @@ impl<F, T> Queue<F, T> {
 
     /// Under the lock, so that the last one to write is the last one to change.
     fn account(&self, state: &State<F, T>) {
-        let free = state.window.bounds().bytes.saturating_sub(state.window.used_bytes());
+        let free = self.bound_bytes.saturating_sub(state.window.used_bytes());
         self.free.store(free, Ordering::Relaxed);
     }
 
