@@ -3,7 +3,7 @@
 //! One patch is a row of `3 * T * P * P` values in the order (channel, frame, row, column); patches come in the order
 //! (grid row of merged patches, grid column of merged patches, row inside, column inside), so that the patches of one
 //! visual token are adjacent. A still fills all `T` frames of its only temporal patch with the same picture. What a
-//! byte is worth is said in [`values`](crate::vision::values).
+//! byte is worth is said in `values` beside this file.
 //!
 //! A line of patches is cut at a time, so that a resize can be followed row by row while its result is in the cache.
 

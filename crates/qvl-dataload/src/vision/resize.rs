@@ -6,8 +6,8 @@
 //! weight allows. transformers resizes stills with the first and video frames with the second. Over 350 random resizes
 //! of noise and edges the two were within 2 levels of each other and differed in 0.4 % of the bytes, 1.2 % at most.
 //!
-//! [`taps`] has the weights, [`rows`] the order in which rows go through the passes, and
-//! [`kernels`](crate::vision::kernels) the passes.
+//! `taps` has the weights, `rows` the order in which rows go through the passes, and `kernels` beside this file the
+//! passes.
 
 use std::borrow::Cow;
 
