@@ -6,7 +6,7 @@
     reason = "a failed unwrap is a failed test, and figures are of interest"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use qvl_dataload::Error;
 use qvl_dataload::storage::{Drive, choose};
@@ -33,12 +33,9 @@ fn a_folder_of_files() {
     for (name, bytes) in [("a", 3_000_000), ("b", 10), ("inside/c", 700_001), ("inside/d", 0)] {
         std::fs::write(folder.path().join(name), vec![1; bytes]).unwrap();
     }
-    let since = Instant::now();
     let drive = Drive::probe(folder.path(), Duration::from_millis(1500)).unwrap();
     check(&drive);
     assert_eq!(drive.measured.data_bytes, Some(3_700_011));
-    // Far more than it takes, for machines that are busy.
-    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
 }
 
 #[test]
