@@ -164,3 +164,39 @@ fn dropping_a_loader_joins_its_workers_at_once() {
         assert_eq!(Arc::strong_count(&running), 2, "a worker keeps the transform");
     }
 }
+
+/// A transform whose scratch cannot be made.
+struct NoScratch;
+
+impl qvl_dataload::Transform<usize> for NoScratch {
+    type Output = usize;
+    type Scratch = ();
+
+    fn scratch(&self) {
+        panic!("no scratch");
+    }
+
+    fn apply(
+        &self,
+        number: usize,
+        _: &str,
+        (): &mut (),
+        _: &dyn qvl_dataload::Buffers,
+    ) -> qvl_dataload::Result<usize> {
+        Ok(number)
+    }
+
+    fn footprint(&self, _: &usize) -> usize {
+        size_of::<usize>()
+    }
+}
+
+#[test]
+fn a_panic_in_making_the_scratch_is_an_error_too() {
+    for workers in [0, 2] {
+        let mut loader =
+            DataLoader::builder(numbers(3)).transform(NoScratch).workers(workers).build().unwrap();
+        let error = loader.next().unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "item 0 in memory: panicked: no scratch");
+    }
+}

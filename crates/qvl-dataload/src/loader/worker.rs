@@ -88,7 +88,8 @@ where
     S: Source,
     T: Transform<S::Sample>,
 {
-    scratch: T::Scratch,
+    /// Made with the first item, where a panic is caught.
+    scratch: Option<T::Scratch>,
     /// Done and not handed in.
     pending: Vec<Finished<Outcome<T::Output>>>,
     since: Instant,
@@ -116,7 +117,7 @@ where
     T: Transform<S::Sample>,
 {
     pub(crate) fn hands(&self) -> Hands<S, T> {
-        Hands { scratch: self.transform.scratch(), pending: Vec::new(), since: Instant::now(), run: 1 }
+        Hands { scratch: None, pending: Vec::new(), since: Instant::now(), run: 1 }
     }
 
     /// The life of a worker thread.
@@ -163,7 +164,7 @@ where
             Ok(Err(Halt::Failed(error))) => Finished { number, bytes: 0, value: Err(Box::new(error)) },
             Err(panic) => {
                 // What the panic left behind in the scratch is not to be trusted.
-                hands.scratch = self.transform.scratch();
+                hands.scratch = None;
                 Finished {
                     number,
                     bytes: 0,
@@ -188,7 +189,6 @@ where
     ) -> Result<(usize, T::Output), Halt> {
         let Hands { scratch, pending, .. } = hands;
         let mut account = Account { number, reserved: 0, pending };
-        let started = Instant::now();
         let name = self.source.name(index);
         let ready = match fetched {
             // Its bytes were reserved before it was read.
@@ -216,6 +216,7 @@ where
         if !self.transform.takes_buffers() {
             self.recycled.trim();
         }
+        let scratch = scratch.get_or_insert_with(|| self.transform.scratch());
         let before_transform = Instant::now();
         let item = self.transform.apply(sample, &name, scratch, &*self.output_buffers)?;
         let after_transform = Instant::now();
@@ -232,7 +233,7 @@ where
         let add = |counter: &AtomicU64, amount: u64| counter.fetch_add(amount, Ordering::Relaxed);
         add(&counters.items, 1);
         add(&counters.bytes, bytes as u64);
-        add(&counters.read_ns, nanoseconds(read + (before_read - started)));
+        add(&counters.read_ns, nanoseconds(read));
         add(&counters.transform_ns, nanoseconds(transform));
         let took = nanoseconds(read + transform);
         counters.longest_ns.fetch_max(took, Ordering::Relaxed);
