@@ -2,14 +2,27 @@
 #![deny(unsafe_code)]
 
 mod buffers;
+mod cache;
+mod clock;
 pub mod codec;
 pub mod cold;
 mod error;
+mod flight;
+mod hot;
 pub mod key;
+mod middle;
+mod movement;
 pub mod policy;
+mod stats;
 pub mod storage;
+mod sync;
+mod transit;
 
+pub use cache::{Budgets, Builder, Explanation, LateErrors, Place, Placed, TieredCache};
+pub use clock::{Clock, ManualClock};
 pub use codec::{Codec, Raw};
 pub use cold::{Cold, ColdStats, Kept, Refusal};
 pub use error::{Cause, Error, Result, SharedCause};
 pub use key::{Key, KeyId};
+pub use policy::{Policy, PolicyName};
+pub use stats::{ColdTierStats, HotStats, Stats};

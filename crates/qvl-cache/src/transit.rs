@@ -1,0 +1,408 @@
+//! Values on their way from the hot tier to those below.
+//!
+//! A value that leaves the hot tier and is stored nowhere yet waits here, is found here, and is written by whoever
+//! [`begin`](Transit::begin)s it. One write of a key at a time; a later version, or a removal, supersedes what is
+//! queued at once and what is being written when it [`finish`](Transit::finish)es. So the tiers below never keep
+//! something older than what the caller was last told.
+//!
+//! ```text
+//!            push                 begin               finish(stored)
+//!   hot ─────────────► queued ─────────────► writing ────────────────► stored below
+//!                        │ take, supersede      │ supersede
+//!                        ▼                      ▼
+//!                    back to hot, gone      superseded ──finish──► to be removed below
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::time::Duration;
+
+use crate::sync::{Condvar, Mutex, wait, wait_for};
+
+/// A value to be stored below.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pending<V> {
+    /// The value.
+    pub(crate) value: V,
+    /// Its version: a larger one is later.
+    pub(crate) version: u64,
+    /// What it takes of the budget here.
+    pub(crate) bytes: u64,
+    /// Seconds to get it again.
+    pub(crate) cost: f32,
+}
+
+/// What is known of a key here.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Lookup<V> {
+    /// The value, not yet stored below, or being written.
+    Here(Pending<V>),
+    /// Superseded while it is being written: what the tiers below have is not to be used.
+    Gone,
+    /// Nothing: ask the tiers below.
+    Unknown,
+}
+
+/// What [`Transit::finish`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finished {
+    /// It is as it was begun.
+    Current,
+    /// Meanwhile it was superseded: remove it below, then call [`Transit::settle`].
+    Superseded,
+}
+
+/// The values on their way, under a bound of bytes.
+pub(crate) struct Transit<K, V> {
+    state: Mutex<State<K, V>>,
+    /// Something was queued, or is no longer wanted.
+    queued: Condvar,
+    /// There is room, or nothing left.
+    room: Condvar,
+}
+
+struct State<K, V> {
+    slots: HashMap<K, Slot<V>>,
+    queue: VecDeque<K>,
+    bytes: u64,
+    bytes_max: u64,
+    writing: usize,
+    nudged: bool,
+    closed: bool,
+}
+
+struct Slot<V> {
+    writing: Option<Pending<V>>,
+    superseded: bool,
+    queued: Option<Pending<V>>,
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        let state = State {
+            slots: HashMap::new(),
+            queue: VecDeque::new(),
+            bytes: 0,
+            bytes_max,
+            writing: 0,
+            nudged: false,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), queued: Condvar::new(), room: Condvar::new() }
+    }
+
+    /// Queues a value, whatever the bound: it left its tier already. An older queued one of the key is replaced.
+    pub(crate) fn push(&self, key: &K, pending: Pending<V>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let slot =
+            state.slots.entry(key.clone()).or_insert(Slot { writing: None, superseded: false, queued: None });
+        let being_written = slot.writing.as_ref().is_some_and(|w| w.version >= pending.version);
+        if being_written && !slot.superseded {
+            return;
+        }
+        if slot.writing.is_some() {
+            slot.superseded = true;
+        }
+        let waits = slot.writing.is_some();
+        state.bytes += pending.bytes;
+        match slot.queued.replace(pending) {
+            Some(older) => state.bytes -= older.bytes,
+            // What waits for a write of the same key is queued when that is finished.
+            None if !waits => state.queue.push_back(key.clone()),
+            None => {}
+        }
+        self.queued.notify_one();
+    }
+
+    /// Whether `bytes` more are within the bound; one value is always.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        let state = self.state.lock();
+        state.bytes == 0 || state.bytes.saturating_add(bytes) <= state.bytes_max
+    }
+
+    /// Waits until what is here is within the bound.
+    pub(crate) fn wait_for_room(&self) {
+        let mut state = self.state.lock();
+        while state.bytes > state.bytes_max && state.slots.len() > 1 && !state.closed {
+            state = wait(&self.room, state);
+        }
+    }
+
+    /// What is known of a key.
+    pub(crate) fn get(&self, key: &K) -> Lookup<V> {
+        let state = self.state.lock();
+        match state.slots.get(key) {
+            None => Lookup::Unknown,
+            Some(Slot { queued: Some(pending), .. }) => Lookup::Here(pending.clone()),
+            Some(Slot { writing: Some(pending), superseded: false, .. }) => Lookup::Here(pending.clone()),
+            Some(_) => Lookup::Gone,
+        }
+    }
+
+    /// Takes a queued value back, for the tier it came from; `None` if it is not queued, or another version.
+    pub(crate) fn take_back(&self, key: &K, version: u64) -> Option<Pending<V>> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let slot = state.slots.get_mut(key)?;
+        if slot.queued.as_ref()?.version != version {
+            return None;
+        }
+        let pending = slot.queued.take()?;
+        state.bytes -= pending.bytes;
+        if slot.writing.is_none() {
+            // Its place in the queue is skipped when its turn comes.
+            state.slots.remove(key);
+        }
+        self.room.notify_all();
+        Some(pending)
+    }
+
+    /// The key was written or removed elsewhere: what is here is out of date.
+    pub(crate) fn supersede(&self, key: &K) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(slot) = state.slots.get_mut(key) else { return };
+        if let Some(older) = slot.queued.take() {
+            state.bytes -= older.bytes;
+        }
+        if slot.writing.is_some() {
+            slot.superseded = true;
+        } else {
+            state.slots.remove(key);
+        }
+        self.room.notify_all();
+    }
+
+    /// The next value to be stored, if there is one. Whoever gets it must [`finish`](Self::finish) it.
+    pub(crate) fn begin(&self) -> Option<(K, Pending<V>)> {
+        self.state.lock().begin()
+    }
+
+    /// As [`begin`](Self::begin), for a value that has not left its tier: `None` if this key is here already.
+    pub(crate) fn begin_behind(&self, key: &K, pending: Pending<V>) -> Option<Pending<V>> {
+        let mut state = self.state.lock();
+        if state.slots.contains_key(key) {
+            return None;
+        }
+        state.bytes += pending.bytes;
+        state.writing += 1;
+        let slot = Slot { writing: Some(pending.clone()), superseded: false, queued: None };
+        state.slots.insert(key.clone(), slot);
+        Some(pending)
+    }
+
+    /// The write of `key` is done, or failed. [`Finished::Superseded`]: it must be removed below before
+    /// [`settle`](Self::settle), so that no later version's write comes between.
+    pub(crate) fn finish(&self, key: &K) -> Finished {
+        let mut state = self.state.lock();
+        match state.slots.get(key) {
+            Some(slot) if slot.superseded => Finished::Superseded,
+            _ => {
+                self.end_write(&mut state, key);
+                Finished::Current
+            }
+        }
+    }
+
+    /// What was superseded is removed below: a later version may be written now.
+    pub(crate) fn settle(&self, key: &K) {
+        let mut state = self.state.lock();
+        self.end_write(&mut state, key);
+    }
+
+    fn end_write(&self, state: &mut State<K, V>, key: &K) {
+        let Some(slot) = state.slots.get_mut(key) else { return };
+        if let Some(written) = slot.writing.take() {
+            state.bytes -= written.bytes;
+            state.writing -= 1;
+        }
+        slot.superseded = false;
+        if slot.queued.is_some() {
+            state.queue.push_back(key.clone());
+            self.queued.notify_one();
+        } else {
+            state.slots.remove(key);
+        }
+        self.room.notify_all();
+    }
+
+    /// Waits until nothing up to this version is queued or being written.
+    pub(crate) fn wait_until_stored(&self, version: u64) {
+        let mut state = self.state.lock();
+        while state.slots.values().any(|slot| slot.oldest().is_some_and(|oldest| oldest <= version)) {
+            state = wait(&self.room, state);
+        }
+    }
+
+    /// Waits until something is queued, for at most so long, or somebody [`nudge`](Self::nudge)s. `false` when it was
+    /// closed and nothing is queued.
+    pub(crate) fn wait_for_work(&self, at_most: Option<Duration>) -> bool {
+        let mut state = self.state.lock();
+        while state.queue.is_empty() && !state.closed && !state.nudged {
+            match at_most {
+                Some(at_most) => {
+                    state = wait_for(&self.queued, state, at_most);
+                    break;
+                }
+                None => state = wait(&self.queued, state),
+            }
+        }
+        state.nudged = false;
+        !state.closed || !state.queue.is_empty()
+    }
+
+    /// Ends a [`wait_for_work`](Self::wait_for_work): there is something else to do.
+    pub(crate) fn nudge(&self) {
+        self.state.lock().nudged = true;
+        self.queued.notify_all();
+    }
+
+    /// Lets everyone who waits go on; what is queued can still be begun.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+        self.queued.notify_all();
+        self.room.notify_all();
+    }
+
+    /// Another bound.
+    pub(crate) fn set_max(&self, bytes_max: u64) {
+        self.state.lock().bytes_max = bytes_max;
+        self.room.notify_all();
+    }
+
+    /// Bytes here, and how many values.
+    pub(crate) fn load(&self) -> (u64, usize) {
+        let state = self.state.lock();
+        (state.bytes, state.slots.len())
+    }
+
+    /// How full it is: 1 at the bound.
+    pub(crate) fn fill(&self) -> f64 {
+        let state = self.state.lock();
+        state.bytes as f64 / state.bytes_max.max(1) as f64
+    }
+}
+
+impl<V> Slot<V> {
+    /// The oldest version that is not stored yet, or being removed.
+    fn oldest(&self) -> Option<u64> {
+        let writing = self.writing.as_ref().map(|pending| pending.version);
+        writing.or(self.queued.as_ref().map(|pending| pending.version))
+    }
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> State<K, V> {
+    fn begin(&mut self) -> Option<(K, Pending<V>)> {
+        while let Some(key) = self.queue.pop_front() {
+            // Else it was taken back or superseded.
+            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            if slot.writing.is_some() {
+                continue;
+            }
+            let Some(pending) = slot.queued.take() else { continue };
+            slot.writing = Some(pending.clone());
+            slot.superseded = false;
+            self.writing += 1;
+            return Some((key, pending));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(version: u64) -> Pending<u64> {
+        Pending { value: version * 10, version, bytes: 100, cost: 1.0 }
+    }
+
+    #[test]
+    fn a_value_is_found_until_it_is_stored() {
+        let transit = Transit::new(1000);
+        transit.push(&1, pending(1));
+        assert_eq!(transit.get(&1), Lookup::Here(pending(1)));
+        let (key, begun) = transit.begin().expect("one is queued");
+        assert_eq!((key, begun), (1, pending(1)));
+        assert_eq!(transit.get(&1), Lookup::Here(pending(1)));
+        assert_eq!(transit.finish(&1), Finished::Current);
+        assert_eq!((transit.get(&1), transit.load()), (Lookup::Unknown, (0, 0)));
+    }
+
+    #[test]
+    fn a_removal_while_it_is_written_is_not_undone() {
+        let transit = Transit::new(1000);
+        transit.push(&1, pending(1));
+        transit.begin().expect("one is queued");
+        transit.supersede(&1);
+        assert_eq!(transit.get(&1), Lookup::Gone);
+        assert_eq!(transit.finish(&1), Finished::Superseded);
+        transit.settle(&1);
+        assert_eq!((transit.get(&1), transit.load()), (Lookup::Unknown, (0, 0)));
+    }
+
+    #[test]
+    fn a_later_version_waits_for_the_write_of_an_earlier_one() {
+        let transit = Transit::new(1000);
+        transit.push(&1, pending(1));
+        transit.begin().expect("one is queued");
+        transit.push(&1, pending(2));
+        assert_eq!(transit.get(&1), Lookup::Here(pending(2)));
+        assert_eq!(transit.begin(), None, "one write of a key at a time");
+        assert_eq!(transit.finish(&1), Finished::Superseded);
+        transit.settle(&1);
+        assert_eq!(transit.begin(), Some((1, pending(2))));
+        assert_eq!(transit.finish(&1), Finished::Current);
+        assert_eq!(transit.load(), (0, 0));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_not_written() {
+        let transit = Transit::new(1000);
+        transit.push(&1, pending(1));
+        transit.push(&2, pending(2));
+        assert_eq!(transit.take_back(&1, 7), None, "another version");
+        assert_eq!(transit.take_back(&1, 1), Some(pending(1)));
+        assert_eq!(transit.begin(), Some((2, pending(2))));
+        assert_eq!(transit.begin(), None);
+        assert_eq!(transit.finish(&2), Finished::Current);
+        assert_eq!(transit.load(), (0, 0));
+    }
+
+    #[test]
+    fn evicted_while_it_is_written_behind_it_is_written_once() {
+        let transit = Transit::new(1000);
+        transit.begin_behind(&1, pending(1)).expect("it was not here");
+        transit.push(&1, pending(1));
+        assert_eq!(transit.load(), (100, 1));
+        assert_eq!(transit.finish(&1), Finished::Current);
+        assert_eq!(transit.begin(), None);
+    }
+
+    #[test]
+    fn removed_and_inserted_again_while_written_the_last_one_stays() {
+        let transit = Transit::new(1000);
+        transit.push(&1, pending(1));
+        transit.begin().expect("one is queued");
+        transit.supersede(&1);
+        transit.push(&1, pending(3));
+        assert_eq!(transit.get(&1), Lookup::Here(pending(3)));
+        assert_eq!(transit.finish(&1), Finished::Superseded);
+        transit.settle(&1);
+        assert_eq!(transit.begin(), Some((1, pending(3))));
+    }
+
+    #[test]
+    fn one_value_always_has_room() {
+        let transit = Transit::new(10);
+        assert!(transit.has_room(1 << 40));
+        transit.push(&1, pending(1));
+        assert!(!transit.has_room(1));
+        transit.wait_for_room();
+        transit.push(&2, pending(2));
+        transit.supersede(&1);
+        transit.wait_for_room();
+        assert_eq!(transit.load(), (100, 1));
+    }
+}
