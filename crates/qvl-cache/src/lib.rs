@@ -16,6 +16,7 @@ pub mod policy;
 mod stats;
 pub mod storage;
 mod sync;
+pub mod trace;
 mod transit;
 
 pub use cache::{Budgets, Builder, Explanation, LateErrors, Place, Placed, TieredCache};

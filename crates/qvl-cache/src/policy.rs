@@ -5,6 +5,25 @@
 //! [`miss`](Policy::miss) is one request. The same policy therefore runs in a tier, in a property test and in a replay
 //! of a recorded trace.
 
+pub mod auto;
+pub mod belady;
+pub mod cost;
+pub mod cyclic;
+mod heap;
+pub mod lru;
+mod slab;
+pub mod tinylfu;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use auto::Auto;
+pub use cost::CostAware;
+pub use cyclic::Cyclic;
+pub use lru::Lru;
+pub use tinylfu::TinyLfu;
+
+use crate::error::{Error, Result};
 use crate::key::KeyId;
 
 /// The place of a resident item in its policy's tables; given by [`Policy::insert`], used again after the item left.
@@ -78,4 +97,83 @@ pub trait Policy: Send {
 
     /// The residents, those that would leave first coming first, for a restart that inserts them in this order.
     fn order(&self) -> Vec<Slot>;
+
+    /// What this policy knows of a resident item, as a line for a person; empty for none. For `explain`.
+    fn why(&self, slot: Slot) -> String {
+        format!("used {} times", self.uses(slot))
+    }
+}
+
+/// The policies by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PolicyName {
+    /// [`Lru`]: who was not used for longest goes.
+    Lru,
+    /// [`TinyLfu`]: who is asked for seldom does not come in.
+    TinyLfu,
+    /// [`CostAware`]: what is dear, small and often used stays.
+    CostAware,
+    /// [`Cyclic`]: part of a loop stays.
+    Cyclic,
+    /// [`Auto`]: what the requests show decides. The default.
+    #[default]
+    Auto,
+}
+
+impl PolicyName {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Lru, Self::TinyLfu, Self::CostAware, Self::Cyclic, Self::Auto];
+
+    /// The name in settings and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lru => "lru",
+            Self::TinyLfu => "tinylfu",
+            Self::CostAware => "cost-aware",
+            Self::Cyclic => "cyclic",
+            Self::Auto => "auto",
+        }
+    }
+
+    /// A new policy of this name. It has no budget yet.
+    pub fn build(self) -> Box<dyn Policy> {
+        match self {
+            Self::Lru => Box::new(Lru::new()),
+            Self::TinyLfu => Box::new(TinyLfu::new()),
+            Self::CostAware => Box::new(CostAware::new()),
+            Self::Cyclic => Box::new(Cyclic::new()),
+            Self::Auto => Box::new(Auto::new()),
+        }
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for PolicyName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| Error::Setting {
+            name: "policy",
+            value: name.to_owned(),
+            reason: format!("there is no such policy; known are {}", Self::ALL.map(Self::name).join(", ")),
+        })
+    }
+}
+
+/// Seconds saved by one hit, a byte. Never 0, so that what costs nothing is still ordered by its size.
+fn saved_per_byte(cost: f32, bytes: u64) -> f64 {
+    /// The least cost that counts: a hundredth of a microsecond. Also what a cost that is no number counts as.
+    const COST_MIN: f64 = 1e-8;
+    let cost = f64::from(cost);
+    (if cost.is_finite() { cost.max(COST_MIN) } else { COST_MIN }) / bytes.max(1) as f64
+}
+
+/// 64 bits of an id, for what only estimates. Ids below 2^64 keep their value.
+fn short(id: KeyId) -> u64 {
+    (id.0 as u64) ^ ((id.0 >> 64) as u64)
 }

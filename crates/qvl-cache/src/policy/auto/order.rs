@@ -1,0 +1,190 @@
+//! The exact largest of priorities that all change with time, in O(log n).
+//!
+//! Each priority is a line over time. Lines of one slope keep their order, so there is a heap for each slope, and only
+//! the tops are compared. Slopes are rounded to quarter octaves, which makes them few.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use hashbrown::HashMap;
+
+use super::Slot;
+use super::history::Newcomer;
+use crate::policy::heap::{Heap, OUT, ordered, unordered};
+
+/// How a priority changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// Grows with its slope.
+    Rising,
+    /// Falls with its slope, until a deadline.
+    Falling,
+    /// Grows as learned of newcomers, times its slope.
+    Once,
+}
+
+/// A priority over time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    kind: Kind,
+    /// Quarter octaves.
+    slope: i16,
+    /// Where it is 0, but for newcomers: when it was last used.
+    zero: f64,
+    deadline: u64,
+}
+
+impl Line {
+    /// `weight × start` at `last`, and growing with `slope`.
+    pub(super) fn rising(kind: Kind, last: f64, start: f64, weight: f64, slope: f64) -> Self {
+        let rounded = quarter_octaves(slope);
+        Self { kind, slope: rounded, zero: last - start * weight / slope_of(rounded), deadline: u64::MAX }
+    }
+
+    /// `weight × start` at `last`, and falling with `weight`.
+    pub(super) fn falling(last: f64, start: f64, weight: f64, deadline: u64) -> Self {
+        let rounded = quarter_octaves(weight);
+        Self {
+            kind: Kind::Falling,
+            slope: rounded,
+            zero: last + start * weight / slope_of(rounded),
+            deadline,
+        }
+    }
+
+    pub(super) fn value(&self, now: u64, newcomer: Newcomer) -> f64 {
+        value(self.kind, slope_of(self.slope), self.zero, now, newcomer)
+    }
+
+    /// Larger goes first within its kind and slope.
+    fn key(&self) -> u64 {
+        ordered(if self.kind == Kind::Falling { self.zero } else { -self.zero })
+    }
+}
+
+fn value(kind: Kind, slope: f64, zero: f64, now: u64, newcomer: Newcomer) -> f64 {
+    let now = now as f64;
+    slope
+        * match kind {
+            Kind::Rising => now - zero,
+            Kind::Falling => zero - now,
+            Kind::Once => (newcomer.offset + now - zero) * newcomer.slope,
+        }
+}
+
+fn quarter_octaves(slope: f64) -> i16 {
+    (slope.log2() * 4.0).round().clamp(-1000.0, 1000.0) as i16
+}
+
+fn slope_of(quarters: i16) -> f64 {
+    (f64::from(quarters) / 4.0).exp2()
+}
+
+/// All that can go, so that the one of the largest priority is found.
+#[derive(Debug)]
+pub(super) struct Order {
+    classes: Vec<Class>,
+    by_slope: HashMap<(Kind, i16), u32>,
+    /// The class of each slot, and its place in that class's heap.
+    class_of: Vec<u32>,
+    places: Vec<u32>,
+    deadlines: BinaryHeap<Reverse<(u64, u32)>>,
+    deadline_of: Vec<u64>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Class {
+    kind: Kind,
+    slope: f64,
+    /// By key, then by id: the same at every budget.
+    heap: Heap<(u64, u64)>,
+}
+
+impl Order {
+    pub(super) fn new() -> Self {
+        Self {
+            classes: Vec::new(),
+            by_slope: HashMap::new(),
+            class_of: Vec::new(),
+            places: Vec::new(),
+            deadlines: BinaryHeap::new(),
+            deadline_of: Vec::new(),
+            len: 0,
+        }
+    }
+
+    /// Puts a slot where its line belongs.
+    pub(super) fn put(&mut self, slot: Slot, id: u64, line: Line) {
+        let at = slot.0 as usize;
+        let class = self.class(line.kind, line.slope);
+        if self.places.len() <= at {
+            self.places.resize(at + 1, OUT);
+            self.class_of.resize(at + 1, 0);
+            self.deadline_of.resize(at + 1, u64::MAX);
+        }
+        let key = (line.key(), id);
+        if self.places[at] != OUT && self.class_of[at] == class {
+            self.classes[class as usize].heap.change(&mut self.places, key, slot.0);
+        } else {
+            self.remove(slot);
+            self.class_of[at] = class;
+            self.classes[class as usize].heap.push(&mut self.places, key, slot.0);
+            self.len += 1;
+        }
+        self.deadline_of[at] = line.deadline;
+        if line.deadline != u64::MAX {
+            self.deadlines.push(Reverse((line.deadline, slot.0)));
+            // Most are out of date when there are so many.
+            if self.deadlines.len() > 4 * self.len + 64 {
+                let deadline_of = &self.deadline_of;
+                self.deadlines.retain(|Reverse((deadline, slot))| deadline_of[*slot as usize] == *deadline);
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) {
+        let at = slot.0 as usize;
+        if self.places.get(at).is_some_and(|place| *place != OUT) {
+            self.classes[self.class_of[at] as usize].heap.remove(&mut self.places, slot.0);
+            self.deadline_of[at] = u64::MAX;
+            self.len -= 1;
+        }
+    }
+
+    /// A slot whose deadline has passed: its line is another now.
+    pub(super) fn overdue(&mut self, now: u64) -> Option<Slot> {
+        while let Some(Reverse((deadline, slot))) = self.deadlines.peek().copied() {
+            if deadline >= now {
+                return None;
+            }
+            self.deadlines.pop();
+            if self.deadline_of[slot as usize] == deadline {
+                return Some(Slot(slot));
+            }
+        }
+        None
+    }
+
+    /// The slot of the largest priority now.
+    pub(super) fn worst(&self, now: u64, newcomer: Newcomer) -> Option<Slot> {
+        let mut worst: Option<(f64, u64, u32)> = None;
+        for class in &self.classes {
+            let Some(((key, id), slot)) = class.heap.top() else { continue };
+            let zero = if class.kind == Kind::Falling { unordered(key) } else { -unordered(key) };
+            let value = value(class.kind, class.slope, zero, now, newcomer);
+            if worst.is_none_or(|(most, most_id, _)| value > most || (value == most && id > most_id)) {
+                worst = Some((value, id, slot));
+            }
+        }
+        worst.map(|(_, _, slot)| Slot(slot))
+    }
+
+    fn class(&mut self, kind: Kind, slope: i16) -> u32 {
+        let classes = &mut self.classes;
+        *self.by_slope.entry((kind, slope)).or_insert_with(|| {
+            classes.push(Class { kind, slope: slope_of(slope), heap: Heap::new() });
+            classes.len() as u32 - 1
+        })
+    }
+}
