@@ -119,6 +119,13 @@ impl<K: Key, V: Clone + Send + Sync + 'static> TieredCache<K, V> {
         }
     }
 
+    /// The value, if the hot tier has it.
+    #[cfg(feature = "async")]
+    pub(crate) fn get_hot(&self, key: &K) -> Option<V> {
+        self.shared.check_open().ok()?;
+        self.shared.hot.get(key, self.shared.hot.hash(key))
+    }
+
     /// The value of a key, from wherever it is, or made by `load` and kept.
     ///
     /// One `load` a key at a time, however many ask: the others wait for it and get the same value or the same error.
@@ -132,7 +139,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> TieredCache<K, V> {
         let hash = self.shared.hot.hash(key);
         match self.shared.hot.get(key, hash) {
             Some(value) => Ok(value),
-            None => self.shared.search_or_load(key, hash, || load().map_err(|cause| SharedCause::from(cause.into()))),
+            None => self
+                .shared
+                .search_or_load(key, hash, || load().map_err(|cause| SharedCause::from(cause.into()))),
         }
     }
 

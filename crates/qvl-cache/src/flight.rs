@@ -3,7 +3,8 @@
 //! The first who asks leads; the others wait for what the leader lands. A leader that panics, or gives up, lands
 //! nothing: one of those who wait leads in its place. A write of the key meanwhile supersedes the flight: who joined
 //! before it still gets what the leader finds, which was true when they asked, but it is not published, and who asks
-//! from then on does not join.
+//! from then on does not join. If the leader then found nothing, it may be because the write was half done: they all
+//! look again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -115,11 +116,17 @@ impl<V: Clone, E: Clone> Flight<V, E> {
 
 impl<K: Clone + Eq + Hash, V: Clone, E: Clone> Lead<'_, K, V, E> {
     /// Ends the flight: `publish` is done unless a write superseded it, and before anybody who waits goes on.
-    pub(crate) fn land(mut self, outcome: Outcome<V, E>, publish: impl FnOnce()) {
-        let dead = self.take_off_the_table(publish);
+    ///
+    /// `false` if it was superseded and found nothing: look again.
+    pub(crate) fn land(mut self, outcome: Outcome<V, E>, publish: impl FnOnce()) -> bool {
+        let current = self.take_off_the_table(publish).is_some();
         self.landed = true;
+        if !current && matches!(outcome, Ok(None)) {
+            self.flight.end(State::Abandoned);
+            return false;
+        }
         self.flight.end(State::Landed(outcome));
-        drop(dead);
+        true
     }
 
     /// Removes this flight, and does `publish` under the same lock if it was still the current one of its key.
@@ -161,7 +168,7 @@ mod tests {
                     Joined::Lead(lead) => {
                         searches.fetch_add(1, Ordering::Relaxed);
                         std::thread::yield_now();
-                        lead.land(Ok(Some(7)), || {});
+                        assert!(lead.land(Ok(Some(7)), || {}));
                     }
                     Joined::Landed(outcome) => assert_eq!(outcome, Ok(Some(7))),
                 });
@@ -177,7 +184,7 @@ mod tests {
         std::thread::scope(|scope| {
             let Joined::Lead(lead) = flights.join(&1, 1) else { panic!("nobody else flies") };
             let waiting = scope.spawn(|| match flights.join(&1, 1) {
-                Joined::Lead(lead) => lead.land(Ok(Some(8)), || {}),
+                Joined::Lead(lead) => assert!(lead.land(Ok(Some(8)), || {})),
                 Joined::Landed(_) => panic!("nothing was landed"),
             });
             let leading = std::thread::Builder::new().spawn_scoped(scope, move || {
@@ -197,9 +204,17 @@ mod tests {
         flights.supersede(&1, 1, || {});
         let Joined::Lead(new) = flights.join(&1, 1) else { panic!("the old flight was superseded") };
         let mut published = Vec::new();
-        old.land(Ok(Some(1)), || published.push("old"));
-        new.land(Ok(Some(2)), || published.push("new"));
+        assert!(old.land(Ok(Some(1)), || published.push("old")));
+        assert!(new.land(Ok(Some(2)), || published.push("new")));
         assert_eq!(published, ["new"]);
+    }
+
+    #[test]
+    fn who_found_nothing_and_was_superseded_looks_again() {
+        let flights = Numbers::new(1);
+        let Joined::Lead(lead) = flights.join(&1, 1) else { panic!("nobody else flies") };
+        flights.supersede(&1, 1, || {});
+        assert!(!lead.land(Ok(None), || panic!("there is nothing to publish")));
     }
 
     #[test]
@@ -210,11 +225,11 @@ mod tests {
             let waiting = scope.spawn(|| match flights.join(&1, 1) {
                 Joined::Landed(outcome) => outcome,
                 Joined::Lead(lead) => {
-                    lead.land(Ok(None), || {});
+                    assert!(lead.land(Ok(None), || {}));
                     Err("joined late".into())
                 }
             });
-            lead.land(Err("no such thing".into()), || {});
+            assert!(lead.land(Err("no such thing".into()), || {}));
             let error = waiting.join().expect("no panic").expect_err("an error");
             assert!(["no such thing", "joined late"].contains(&error.as_str()));
         });

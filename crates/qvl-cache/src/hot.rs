@@ -220,7 +220,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         let mut core = self.core.lock();
         let core = &mut *core;
         core.tell(&self.uses, USES_PER_INSERT);
-        let resident = self.shard(hash).read().find(hash, |entry| entry.key == incoming.key).map(|entry| entry.token);
+        let resident =
+            self.shard(hash).read().find(hash, |entry| entry.key == incoming.key).map(|entry| entry.token);
         if let Some(token) = resident {
             if !replace {
                 core.policy.hit(token.slot());
@@ -235,7 +236,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         }
         let item = Item { id: incoming.id, bytes: incoming.bytes.max(1), cost: incoming.cost, uses: 0 };
         let slot = core.policy.insert(item);
-        let token = core.place(slot, Held { key: incoming.key.clone(), hash, bytes: incoming.bytes, pins: 0 });
+        let token =
+            core.place(slot, Held { key: incoming.key.clone(), hash, bytes: incoming.bytes, pins: 0 });
         core.counts.bytes += incoming.bytes;
         if !self.evict(core, budget, Some(slot), &mut leaving, &mut dropped) {
             core.counts.refused += 1;
@@ -274,7 +276,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         let slot = token.slot();
         core.policy.hit(slot);
         core.policy.update(slot, incoming.bytes.max(1), incoming.cost);
-        let Some(held) = core.residents.get_mut(slot.0 as usize).and_then(|place| place.resident.as_mut()) else {
+        let Some(held) = core.residents.get_mut(slot.0 as usize).and_then(|place| place.resident.as_mut())
+        else {
             return Inserted::Refused;
         };
         let before = held.bytes;
@@ -297,8 +300,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
             }
         }
         core.counts.inserted += 1;
-        let kept = self.evict(core, budget, None, leaving, dropped)
-            && core.resident(token).is_some();
+        let kept = self.evict(core, budget, None, leaving, dropped) && core.resident(token).is_some();
         core.counts.bytes_high = core.counts.bytes_high.max(core.counts.bytes.min(budget));
         if kept { Inserted::Kept } else { Inserted::Refused }
     }
@@ -408,7 +410,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         let mut core = self.core.lock();
         let token = self.shard(hash).read().find(hash, |entry| entry.key == *key).map(|entry| entry.token);
         let Some(token) = token else { return false };
-        let Some((pins, bytes)) = core.resident(token).map(|held| (held.pins, held.bytes)) else { return false };
+        let Some((pins, bytes)) = core.resident(token).map(|held| (held.pins, held.bytes)) else {
+            return false;
+        };
         let Some(pins) = change(&mut core, token.slot(), pins, bytes) else { return false };
         if let Some(held) = core.residents[token.slot().0 as usize].resident.as_mut() {
             held.pins = pins;
@@ -420,7 +424,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     pub(crate) fn mark_stored(&self, key: &K, hash: u64, version: u64, stored: bool, now: Duration) {
         let mut core = self.core.lock();
         let mut shard = self.shard(hash).write();
-        let Some(entry) = shard.find_mut(hash, |entry| entry.key == *key && entry.version == version) else { return };
+        let Some(entry) = shard.find_mut(hash, |entry| entry.key == *key && entry.version == version) else {
+            return;
+        };
         entry.stored = stored;
         if !stored {
             core.unstored.push_back((now, entry.token));
@@ -437,7 +443,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
             core.unstored.pop_front();
             let Some(held) = core.resident(token) else { continue };
             let shard = self.shard(held.hash).read();
-            let Some(entry) = shard.find(held.hash, |entry| entry.token == token && !entry.stored) else { continue };
+            let Some(entry) = shard.find(held.hash, |entry| entry.token == token && !entry.stored) else {
+                continue;
+            };
             let pending = crate::transit::Pending {
                 value: entry.value.clone(),
                 version: entry.version,

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "async")]
+mod asynchronous;
 mod buffers;
 mod cache;
 mod clock;
@@ -19,6 +21,8 @@ mod sync;
 pub mod trace;
 mod transit;
 
+#[cfg(feature = "async")]
+pub use asynchronous::AsyncCache;
 pub use cache::{Budgets, Builder, Explanation, LateErrors, Place, Placed, TieredCache};
 pub use clock::{Clock, ManualClock};
 pub use codec::{Codec, Raw};

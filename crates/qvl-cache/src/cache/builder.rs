@@ -186,7 +186,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
         }
         let middle = self.middle()?;
         let policy = self.hot_policy.unwrap_or_else(|| self.policy.build());
-        let transit_bytes = self.transit_bytes.unwrap_or((self.hot_bytes / TRANSIT_PART).max(TRANSIT_BYTES_MIN));
+        let transit_bytes =
+            self.transit_bytes.unwrap_or((self.hot_bytes / TRANSIT_PART).max(TRANSIT_BYTES_MIN));
         let (hints, hinted) = crossbeam_channel::bounded(self.prefetch_keys);
         let shared = Arc::new(Shared {
             hot: Hot::new(self.hot_bytes, policy, self.exact),

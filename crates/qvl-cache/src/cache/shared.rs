@@ -136,27 +136,30 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
 
     /// Looks for a key that the hot tier did not have.
     pub(super) fn search(&self, key: &K, hash: u64, purpose: Purpose) -> Result<Option<V>> {
-        self.check_open()?;
-        match self.flights.join(key, hash) {
-            Joined::Landed(Ok(found)) => Ok(found),
-            // Somebody else's loader failed: for who only asks, there is nothing.
-            Joined::Landed(Err(_)) => Ok(None),
-            Joined::Lead(lead) => {
-                // It may have come between the look and the lead.
-                if let Some(value) = self.hot.get(key, hash) {
-                    lead.land(Ok(Some(value.clone())), || {});
-                    return Ok(Some(value));
-                }
-                let found = self.below(key, purpose);
-                let value = found.as_ref().map(|found| found.value.clone());
-                if value.is_none() {
-                    Counters::add(&self.counters.misses, 1);
-                    self.hot.miss(KeyId::of(&key.bytes()));
-                }
-                lead.land(Ok(value.clone()), || self.promote(key, found));
-                self.work_if_alone();
-                Ok(value)
+        loop {
+            self.check_open()?;
+            let lead = match self.flights.join(key, hash) {
+                Joined::Landed(Ok(found)) => return Ok(found),
+                // Somebody else's loader failed: for who only asks, there is nothing.
+                Joined::Landed(Err(_)) => return Ok(None),
+                Joined::Lead(lead) => lead,
+            };
+            // It may have come between the look and the lead.
+            if let Some(value) = self.hot.get(key, hash) {
+                lead.land(Ok(Some(value.clone())), || {});
+                return Ok(Some(value));
             }
+            let found = self.below(key, purpose);
+            let value = found.as_ref().map(|found| found.value.clone());
+            if !lead.land(Ok(value.clone()), || self.promote(key, found)) {
+                continue;
+            }
+            if value.is_none() {
+                Counters::add(&self.counters.misses, 1);
+                self.hot.miss(KeyId::of(&key.bytes()));
+            }
+            self.work_if_alone();
+            return Ok(value);
         }
     }
 
@@ -283,7 +286,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
                 Ok(value) => {
                     Counters::add(&self.counters.cold_hits, 1);
                     // It goes to the warm tier when it leaves the hot one, if it is faster there by a clear factor.
-                    let faster = self.warm.is_some() && self.read_time.lock().is_worth_storing(bytes, seconds);
+                    let faster =
+                        self.warm.is_some() && self.read_time.lock().is_worth_storing(bytes, seconds);
                     return Some(Found { value, version, stored: !faster, origin_cost: seconds as f32 });
                 }
                 Err(_) => {

@@ -24,7 +24,11 @@ impl Shelf {
     }
 
     pub fn read_only(values: impl IntoIterator<Item = (Vec<u8>, Bytes)>) -> Arc<Self> {
-        Arc::new(Self { values: Mutex::new(values.into_iter().collect()), read_only: true, ..Self::default() })
+        Arc::new(Self {
+            values: Mutex::new(values.into_iter().collect()),
+            read_only: true,
+            ..Self::default()
+        })
     }
 
     fn check(&self, operation: &'static str) -> Result<()> {
