@@ -1,6 +1,8 @@
 //! The cache: three tiers behind one door.
 
 mod builder;
+#[cfg(feature = "rocksdb")]
+mod drive;
 mod explain;
 mod shared;
 mod work;
@@ -19,6 +21,8 @@ use crate::key::Key;
 use crate::stats::Stats;
 
 pub use builder::Builder;
+#[cfg(feature = "rocksdb")]
+pub use drive::WarmOptions;
 pub use explain::{Explanation, Place};
 
 use shared::{Purpose, Shared};

@@ -99,7 +99,7 @@ pub(crate) struct Hot<K, V> {
     hasher: DefaultHashBuilder,
     shards: Box<[RwLock<HashTable<Entry<K, V>>>]>,
     uses: Uses,
-    core: Mutex<Core<K>>,
+    core: Mutex<Core>,
     budget: AtomicU64,
     /// Tell the policy of a use when it happens: exact, and slower.
     exact: bool,
@@ -129,10 +129,10 @@ impl Token {
     }
 }
 
-struct Core<K> {
+struct Core {
     policy: Box<dyn Policy>,
     /// By slot.
-    residents: Vec<Place<K>>,
+    residents: Vec<Place>,
     /// How far each ring was told to the policy.
     told: Vec<u64>,
     /// What is not stored below, oldest first, with when it came.
@@ -140,13 +140,12 @@ struct Core<K> {
     counts: Counts,
 }
 
-struct Place<K> {
+struct Place {
     generation: u32,
-    resident: Option<Held<K>>,
+    resident: Option<Held>,
 }
 
-struct Held<K> {
-    key: K,
+struct Held {
     hash: u64,
     bytes: u64,
     pins: u32,
@@ -236,8 +235,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         }
         let item = Item { id: incoming.id, bytes: incoming.bytes.max(1), cost: incoming.cost, uses: 0 };
         let slot = core.policy.insert(item);
-        let token =
-            core.place(slot, Held { key: incoming.key.clone(), hash, bytes: incoming.bytes, pins: 0 });
+        let token = core.place(slot, Held { hash, bytes: incoming.bytes, pins: 0 });
         core.counts.bytes += incoming.bytes;
         if !self.evict(core, budget, Some(slot), &mut leaving, &mut dropped) {
             core.counts.refused += 1;
@@ -258,7 +256,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     #[expect(clippy::too_many_arguments, reason = "the second half of `insert`")]
     fn replace(
         &self,
-        core: &mut Core<K>,
+        core: &mut Core,
         incoming: Incoming<K, V>,
         hash: u64,
         token: Token,
@@ -308,7 +306,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     /// Evicts until the budget holds. `false` if `newcomer`, which is not in the map yet, was refused.
     fn evict(
         &self,
-        core: &mut Core<K>,
+        core: &mut Core,
         budget: u64,
         newcomer: Option<Slot>,
         leaving: &mut impl FnMut(Outgoing<'_, K, V>),
@@ -333,7 +331,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     }
 
     /// Tells of a resident that is about to leave.
-    fn tell_of(&self, core: &Core<K>, token: Token, leaving: &mut impl FnMut(Outgoing<'_, K, V>)) {
+    fn tell_of(&self, core: &Core, token: Token, leaving: &mut impl FnMut(Outgoing<'_, K, V>)) {
         let Some(held) = core.resident(token) else { return };
         let shard = self.shard(held.hash).read();
         if let Some(entry) = shard.find(held.hash, |entry| entry.token == token) {
@@ -349,7 +347,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     }
 
     /// Removes a resident from the policy, the table of slots and the map.
-    fn take_out(&self, core: &mut Core<K>, token: Token, why: Leave) -> Option<Entry<K, V>> {
+    fn take_out(&self, core: &mut Core, token: Token, why: Leave) -> Option<Entry<K, V>> {
         core.resident(token)?;
         core.policy.leave(token.slot(), why);
         let held = core.vacate(token.slot())?;
@@ -405,7 +403,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         &self,
         key: &K,
         hash: u64,
-        change: impl FnOnce(&mut Core<K>, Slot, u32, u64) -> Option<u32>,
+        change: impl FnOnce(&mut Core, Slot, u32, u64) -> Option<u32>,
     ) -> bool {
         let mut core = self.core.lock();
         let token = self.shard(hash).read().find(hash, |entry| entry.key == *key).map(|entry| entry.token);
@@ -510,7 +508,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     }
 }
 
-impl<K> Core<K> {
+impl Core {
     /// Tells the policy of at most `uses_max` uses a ring, the oldest first.
     fn tell(&mut self, uses: &Uses, uses_max: usize) {
         for (ring, told) in uses.rings.iter().zip(&mut self.told) {
@@ -533,7 +531,7 @@ impl<K> Core<K> {
         }
     }
 
-    fn place(&mut self, slot: Slot, held: Held<K>) -> Token {
+    fn place(&mut self, slot: Slot, held: Held) -> Token {
         let at = slot.0 as usize;
         if self.residents.len() <= at {
             self.residents.resize_with(at + 1, || Place { generation: 0, resident: None });
@@ -543,7 +541,7 @@ impl<K> Core<K> {
         place.token(slot)
     }
 
-    fn vacate(&mut self, slot: Slot) -> Option<Held<K>> {
+    fn vacate(&mut self, slot: Slot) -> Option<Held> {
         let place = self.residents.get_mut(slot.0 as usize)?;
         let held = place.resident.take()?;
         // The first generation is 1, so that no token is that of an unwritten place of a ring.
@@ -560,13 +558,13 @@ impl<K> Core<K> {
         place.resident.as_ref().map(|_| place.token(slot))
     }
 
-    fn resident(&self, token: Token) -> Option<&Held<K>> {
+    fn resident(&self, token: Token) -> Option<&Held> {
         let place = self.residents.get(token.slot().0 as usize)?;
         place.resident.as_ref().filter(|_| place.token(token.slot()) == token)
     }
 }
 
-impl<K> Place<K> {
+impl Place {
     fn token(&self, slot: Slot) -> Token {
         Token::new(slot, self.generation.wrapping_add(1))
     }

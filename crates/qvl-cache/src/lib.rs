@@ -3,6 +3,7 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
+#[cfg_attr(not(feature = "rocksdb"), expect(dead_code, reason = "what reads into them is left out"))]
 mod buffers;
 mod cache;
 mod clock;
@@ -20,9 +21,13 @@ pub mod storage;
 mod sync;
 pub mod trace;
 mod transit;
+#[cfg(feature = "rocksdb")]
+mod warm;
 
 #[cfg(feature = "async")]
 pub use asynchronous::AsyncCache;
+#[cfg(feature = "rocksdb")]
+pub use cache::WarmOptions;
 pub use cache::{Budgets, Builder, Explanation, LateErrors, Place, Placed, TieredCache};
 pub use clock::{Clock, ManualClock};
 pub use codec::{Codec, Raw};
@@ -30,4 +35,6 @@ pub use cold::{Cold, ColdStats, Kept, Refusal};
 pub use error::{Cause, Error, Result, SharedCause};
 pub use key::{Key, KeyId};
 pub use policy::{Policy, PolicyName};
-pub use stats::{ColdTierStats, HotStats, Stats};
+pub use stats::{ColdTierStats, HotStats, Stats, WarmStats};
+#[cfg(feature = "rocksdb")]
+pub use warm::ReadMode;

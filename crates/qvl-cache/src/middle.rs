@@ -19,10 +19,8 @@ pub(crate) enum Fetched {
     },
     /// There is none.
     Absent,
-    /// There was something else than what was stored; it is gone now.
-    Damaged,
-    /// The drive did not answer as it should.
-    Failed,
+    /// There was something else than what was stored: what. It is gone now.
+    Damaged(String),
 }
 
 /// What is known of a value without reading it.
@@ -42,10 +40,12 @@ pub(crate) struct Below {
 pub(crate) trait Middle: Send + Sync {
     /// Reads a value.
     fn get(&self, key: &[u8], id: KeyId) -> Fetched;
-    /// Stores a value. A larger version is later.
-    fn put(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32, version: u64) -> Result<Kept>;
-    /// Removes what is older than `version`.
-    fn remove_older(&self, id: KeyId, version: u64);
+    /// A request that no tier could answer.
+    fn missed(&self, id: KeyId);
+    /// Stores a value.
+    fn put(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32) -> Result<Kept>;
+    /// Removes a value, also one that is being written.
+    fn remove(&self, id: KeyId);
     /// Whether it holds a value, without reading it.
     fn contains(&self, id: KeyId) -> bool;
     /// The same, with what is known.

@@ -46,8 +46,6 @@ pub struct Stats {
     pub cheaper_to_make: u64,
     /// Values that should have gone down and could not, since a tier failed.
     pub lost: u64,
-    /// Damaged values found and removed in the warm tier; those of the cold tiers are counted there.
-    pub damaged: u64,
     /// Values that the codec did not understand.
     pub undecodable: u64,
     /// Calls to cold tiers that failed.
@@ -92,6 +90,66 @@ pub struct HotStats {
     pub uses_forgotten: u64,
 }
 
+/// What a warm tier did since it was opened, and what it holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct WarmStats {
+    /// Values that are there.
+    pub entries: u64,
+    /// Bytes that count: values with their keys and footers, files rounded up to 4 KiB, 512 bytes an entry.
+    pub bytes: u64,
+    /// What `bytes` is kept under.
+    pub budget_bytes: u64,
+    /// Reads that found a value.
+    pub hits: u64,
+    /// Reads that found none, damaged ones included.
+    pub misses: u64,
+    /// Values that were not what was put, or whose file was missing: each is gone and was a miss.
+    pub damaged: u64,
+    /// Bytes of values and footers that were read.
+    pub bytes_read: u64,
+    /// Values that were stored.
+    pub puts: u64,
+    /// Bytes of those values alone.
+    pub bytes_stored: u64,
+    /// Bytes of files that were written, footers included.
+    pub file_bytes_written: u64,
+    /// Bytes that RocksDB wrote: log, tables, blobs and their rewriting.
+    pub index_bytes_written: u64,
+    /// Bytes of RocksDB's tables and blobs on the drive now.
+    pub index_bytes: u64,
+    /// Values that left for want of room.
+    pub evicted: u64,
+    /// Values that were not stored.
+    pub refused: u64,
+    /// Files from before that nothing named.
+    pub orphans_removed: u64,
+    /// Errors of the drive, in reading, writing and removing.
+    pub errors: u64,
+    /// Why values are not written at the moment; `None` while they are.
+    pub degraded: Option<String>,
+    /// Seconds for which this has been so.
+    pub degraded_seconds: f64,
+    /// How often it began.
+    pub degraded_count: u64,
+    /// Why the index was made again from the files at opening, if it was.
+    pub index_rebuilt: Option<String>,
+    /// Bytes of memory that are kept for the next reads, beside those that values which are held are in.
+    pub buffer_bytes: u64,
+    /// How values are read, and why.
+    pub read_mode: String,
+}
+
+impl WarmStats {
+    /// Bytes written to the drive for each byte of a value that was stored; 0 before the first.
+    pub fn write_amplification(&self) -> f64 {
+        if self.bytes_stored == 0 {
+            return 0.0;
+        }
+        (self.file_bytes_written + self.index_bytes_written) as f64 / self.bytes_stored as f64
+    }
+}
+
 /// A cold tier.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -131,7 +189,6 @@ pub(crate) struct Counters {
     pub(crate) not_stored: AtomicU64,
     pub(crate) cheaper_to_make: AtomicU64,
     pub(crate) lost: AtomicU64,
-    pub(crate) damaged: AtomicU64,
     pub(crate) undecodable: AtomicU64,
     pub(crate) cold_errors: AtomicU64,
     pub(crate) late_errors: AtomicU64,
@@ -163,7 +220,6 @@ impl Counters {
             not_stored: read(&self.not_stored),
             cheaper_to_make: read(&self.cheaper_to_make),
             lost: read(&self.lost),
-            damaged: read(&self.damaged),
             undecodable: read(&self.undecodable),
             cold_errors: read(&self.cold_errors),
             late_errors: read(&self.late_errors),

@@ -265,12 +265,6 @@ impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
         self.room.notify_all();
     }
 
-    /// Another bound.
-    pub(crate) fn set_max(&self, bytes_max: u64) {
-        self.state.lock().bytes_max = bytes_max;
-        self.room.notify_all();
-    }
-
     /// Bytes here, and how many values.
     pub(crate) fn load(&self) -> (u64, usize) {
         let state = self.state.lock();

@@ -22,7 +22,7 @@ use crate::policy::{Policy, PolicyName};
 use crate::stats::Counters;
 use crate::transit::Transit;
 #[cfg(feature = "rocksdb")]
-use crate::warm::{WarmOptions, WarmTier};
+use crate::{buffers::Buffers, cache::WarmOptions};
 
 /// Memory for values when nobody says how much.
 const HOT_BYTES_DEFAULT: u64 = 256 << 20;
@@ -179,15 +179,15 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
     /// Those of opening the warm tier's folder ([`Error::NotAFolder`], [`Error::InUse`], [`Error::Foreign`],
     /// [`Error::Version`], [`Error::Fingerprint`], [`Error::Io`]); [`Error::Setting`] for settings that contradict
     /// each other, or when no thread could be started.
-    pub fn build(self) -> Result<TieredCache<K, V>> {
+    pub fn build(mut self) -> Result<TieredCache<K, V>> {
         if self.prefetch_keys == 0 {
             let reason = "hints could never be taken; at least 1".to_owned();
             return Err(Error::Setting { name: "prefetch_keys", value: "0".to_owned(), reason });
         }
-        let middle = self.middle()?;
+        let least = (self.hot_bytes / TRANSIT_PART).max(TRANSIT_BYTES_MIN);
+        let transit_bytes = self.transit_bytes.unwrap_or(least);
+        let middle = self.middle(transit_bytes)?;
         let policy = self.hot_policy.unwrap_or_else(|| self.policy.build());
-        let transit_bytes =
-            self.transit_bytes.unwrap_or((self.hot_bytes / TRANSIT_PART).max(TRANSIT_BYTES_MIN));
         let (hints, hinted) = crossbeam_channel::bounded(self.prefetch_keys);
         let shared = Arc::new(Shared {
             hot: Hot::new(self.hot_bytes, policy, self.exact),
@@ -234,13 +234,16 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
         Ok(cache)
     }
 
+    /// The warm tier. Buffers for what is read from it keep as many bytes as may be on their way down.
     #[cfg(feature = "rocksdb")]
-    fn middle(&mut self) -> Result<Option<Box<dyn Middle>>> {
-        todo!()
+    fn middle(&mut self, buffer_bytes: u64) -> Result<Option<Box<dyn Middle>>> {
+        let Some(options) = self.warm.take() else { return Ok(None) };
+        let buffers = Buffers::new(usize::try_from(buffer_bytes).unwrap_or(usize::MAX));
+        Ok(Some(Box::new(options.open(self.policy, buffers, &self.cold, &self.clock)?)))
     }
 
     #[cfg(not(feature = "rocksdb"))]
-    fn middle(&self) -> Result<Option<Box<dyn Middle>>> {
+    fn middle(&self, _: u64) -> Result<Option<Box<dyn Middle>>> {
         Ok(None)
     }
 }

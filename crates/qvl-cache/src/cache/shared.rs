@@ -155,8 +155,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
                 continue;
             }
             if value.is_none() {
-                Counters::add(&self.counters.misses, 1);
-                self.hot.miss(KeyId::of(&key.bytes()));
+                self.missed(key);
             }
             self.work_if_alone();
             return Ok(value);
@@ -215,6 +214,16 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         }
     }
 
+    /// No tier has it, and nobody makes it.
+    fn missed(&self, key: &K) {
+        Counters::add(&self.counters.misses, 1);
+        let id = KeyId::of(&key.bytes());
+        self.hot.miss(id);
+        if let Some(warm) = &self.warm {
+            warm.missed(id);
+        }
+    }
+
     /// What the tiers below the hot one have.
     fn below(&self, key: &K, purpose: Purpose) -> Option<Found<V>> {
         match self.transit.get(key) {
@@ -249,17 +258,16 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
                     Err(_) => {
                         // Another program's, or another version's: of no use to this one.
                         Counters::add(&self.counters.undecodable, 1);
-                        warm.remove_older(id, version);
+                        warm.remove(id);
                         None
                     }
                 }
             }
-            Fetched::Damaged => {
-                Counters::add(&self.counters.damaged, 1);
-                self.notice(|| format!("warm tier: the value of {} was damaged and is removed", shown(key)));
+            Fetched::Damaged(what) => {
+                self.notice(|| format!("warm tier: the value of {} is removed: {what}", shown(key)));
                 None
             }
-            Fetched::Absent | Fetched::Failed => None,
+            Fetched::Absent => None,
         }
     }
 
@@ -335,10 +343,10 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
 
     /// A value leaves the hot tier: if no tier below has it, it is on its way there now.
     fn leaves(&self, out: Outgoing<'_, K, V>) {
-        if out.stored {
-            return;
-        }
-        if !self.stores() {
+        // What the warm tier gave up meanwhile is stored nowhere again.
+        let kept =
+            out.stored && self.warm.as_ref().is_none_or(|warm| warm.contains(KeyId::of(&out.key.bytes())));
+        if kept || !self.stores() {
             return;
         }
         let Outgoing { key, value, bytes, version, origin_cost, .. } = out;
@@ -413,7 +421,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     /// warm tier's index at once; from the cold tiers it is removed in the background.
     pub(super) fn outdate(&self, key: &[u8], id: KeyId, version: u64) {
         if let Some(warm) = &self.warm {
-            warm.remove_older(id, version);
+            warm.remove(id);
         }
         if !self.cold.is_empty() {
             let mut stale = self.stale.lock();

@@ -158,7 +158,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         let id = KeyId::of(&bytes);
         let finish = Finish { shared: self, key, key_bytes: &bytes, id, version: pending.version };
         let stored = match self.encode(&bytes, &pending.value) {
-            Ok(value) => self.store_below(&bytes, id, &value, pending.cost, pending.version),
+            Ok(value) => self.store_below(&bytes, id, &value, pending.cost),
             Err(error) => {
                 self.late(error);
                 Stored::Refused
@@ -180,14 +180,14 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         stored
     }
 
-    fn store_below(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32, version: u64) -> Stored {
+    fn store_below(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32) -> Stored {
         let mut failed = None;
         if let Some(warm) = &self.warm {
             if !self.read_time.lock().is_worth_storing(value.len() as u64, f64::from(cost)) {
                 Counters::add(&self.counters.cheaper_to_make, 1);
                 return Stored::Refused;
             }
-            match warm.put(key, id, value, cost, version) {
+            match warm.put(key, id, value, cost) {
                 Ok(Kept::Stored | Kept::AlreadyThere) => return Stored::Yes,
                 Ok(Kept::Refused(Refusal::TooLarge | Refusal::ReadOnly | Refusal::NotWorthIt)) => {}
                 Err(error) => failed = Some(error),

@@ -11,19 +11,19 @@ use qvl_cache::{Cold, ColdStats, Error, Kept, Refusal, Result};
 
 /// A cold tier in memory.
 #[derive(Default)]
-pub struct Shelf {
-    pub values: Mutex<HashMap<Vec<u8>, Bytes>>,
-    pub gets: AtomicU64,
-    pub fails: AtomicBool,
-    pub read_only: bool,
+pub(crate) struct Shelf {
+    pub(crate) values: Mutex<HashMap<Vec<u8>, Bytes>>,
+    pub(crate) gets: AtomicU64,
+    pub(crate) fails: AtomicBool,
+    pub(crate) read_only: bool,
 }
 
 impl Shelf {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
-    pub fn read_only(values: impl IntoIterator<Item = (Vec<u8>, Bytes)>) -> Arc<Self> {
+    pub(crate) fn read_only(values: impl IntoIterator<Item = (Vec<u8>, Bytes)>) -> Arc<Self> {
         Arc::new(Self {
             values: Mutex::new(values.into_iter().collect()),
             read_only: true,
@@ -85,7 +85,7 @@ impl Cold for Shelf {
 }
 
 /// A value of `len` bytes that names its key and version in every word.
-pub fn value(key: u64, version: u64, len: usize) -> Bytes {
+pub(crate) fn value(key: u64, version: u64, len: usize) -> Bytes {
     let mut bytes = Vec::with_capacity(len + 16);
     while bytes.len() < len {
         bytes.extend_from_slice(&key.to_le_bytes());
@@ -96,7 +96,7 @@ pub fn value(key: u64, version: u64, len: usize) -> Bytes {
 }
 
 /// The version of a value of [`value`], checked in every word.
-pub fn version_of(key: u64, bytes: &Bytes) -> u64 {
+pub(crate) fn version_of(key: u64, bytes: &Bytes) -> u64 {
     assert!(bytes.len() >= 16, "{} bytes", bytes.len());
     let version = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
     assert_eq!(*bytes, value(key, version, bytes.len()), "not a value of key {key}");

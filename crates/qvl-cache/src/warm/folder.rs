@@ -1,0 +1,200 @@
+//! The folder of a warm tier: what marks it, who has it, and where things are in it.
+//!
+//! ```text
+//! qvl-cache      text: what this is, the format, how often it was opened, what it was filled for
+//! lock           held by the process that has the folder open
+//! index/         RocksDB
+//! order          which values were used last and how often, as of the last flush or close
+//! values/xx/     one file a value, named for its generation, which is never used twice
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::format::FORMAT;
+use crate::storage::Storage;
+use crate::{Error, Result};
+
+const MARKER: &str = "qvl-cache";
+const LOCK: &str = "lock";
+const FIRST_LINE: &str = "a warm tier of qvl-cache";
+/// Folders below `values/`: a file is in the one of its generation's low byte.
+pub(crate) const FAN_OUT: u64 = 256;
+
+/// A folder that this process has.
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// How often the folder was opened, this time included: the upper bits of generations.
+    pub(crate) opened: u32,
+    /// Whether it was new or has been cleared.
+    pub(crate) fresh: bool,
+    _lock: File,
+}
+
+struct Marker {
+    opened: u32,
+    fingerprint: String,
+}
+
+impl Folder {
+    /// Creates it, or opens what is there, for one fingerprint.
+    pub(crate) fn open(
+        path: &Path,
+        fingerprint: &str,
+        may_clear: bool,
+        storage: &dyn Storage,
+    ) -> Result<Self> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::NotAFolder { path: path.to_owned() });
+        }
+        storage.create_folder(path).map_err(|source| io_error(path, "create the folder", source))?;
+        let marker_path = path.join(MARKER);
+        if !marker_path.is_file()
+            && let Some(found) = foreign(path)?
+        {
+            return Err(Error::Foreign { path: path.to_owned(), found });
+        }
+        let lock = lock(path)?;
+        let mut folder = Self { path: path.to_owned(), opened: 1, fresh: false, _lock: lock };
+        match read_marker(path, &marker_path)? {
+            None => folder.fresh = true,
+            Some(marker) => {
+                folder.opened = marker.opened.saturating_add(1);
+                if marker.fingerprint != fingerprint {
+                    if !may_clear {
+                        let (found, expected) = (marker.fingerprint, fingerprint.to_owned());
+                        return Err(Error::Fingerprint { path: path.to_owned(), found, expected });
+                    }
+                    folder.clear(storage)?;
+                    folder.fresh = true;
+                }
+            }
+        }
+        folder.write_marker(fingerprint, storage)?;
+        folder
+            .create_value_folders(storage)
+            .map_err(|source| io_error(path, "create the folders", source))?;
+        Ok(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn marker(&self) -> PathBuf {
+        self.path.join(MARKER)
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.path.join("index")
+    }
+
+    pub(crate) fn order(&self) -> PathBuf {
+        self.path.join("order")
+    }
+
+    pub(crate) fn value_folder(&self, generation: u64) -> PathBuf {
+        self.path.join("values").join(format!("{:02x}", generation % FAN_OUT))
+    }
+
+    pub(crate) fn value(&self, generation: u64) -> PathBuf {
+        self.value_folder(generation).join(format!("{generation:016x}"))
+    }
+
+    /// All of them, so that one that is missing later says that something happened to the folder.
+    pub(crate) fn create_value_folders(&self, storage: &dyn Storage) -> io::Result<()> {
+        for folder in 0..FAN_OUT {
+            let path = self.value_folder(folder);
+            if !path.is_dir() {
+                storage.create_folder(&path)?;
+            }
+        }
+        storage.sync_folder(&self.path.join("values"))
+    }
+
+    /// Replaces a small file of the folder as a whole. Returns its bytes.
+    pub(crate) fn replace(&self, name: &Path, contents: &[u8], storage: &dyn Storage) -> io::Result<u64> {
+        let new = name.with_extension("new");
+        storage.remove(&new)?;
+        storage.write_new(&new, &[contents])?;
+        storage.sync(&new)?;
+        storage.rename(&new, name)?;
+        storage.sync_folder(&self.path)?;
+        Ok(contents.len() as u64)
+    }
+
+    /// The index first: files without one are found again, and belong to the marker, which is written last.
+    fn clear(&self, storage: &dyn Storage) -> Result<()> {
+        let cannot_clear = |source| io_error(&self.path, "clear the folder", source);
+        storage.remove_folder(&self.index()).map_err(cannot_clear)?;
+        storage.remove(&self.order()).map_err(cannot_clear)?;
+        storage.remove_folder(&self.path.join("values")).map_err(cannot_clear)
+    }
+
+    fn write_marker(&self, fingerprint: &str, storage: &dyn Storage) -> Result<()> {
+        let text = format!("{FIRST_LINE}\nformat {FORMAT}\nopened {}\n{fingerprint}", self.opened);
+        let written = self.replace(&self.marker(), text.as_bytes(), storage);
+        written.map_err(|source| io_error(&self.marker(), "write", source)).map(|_| ())
+    }
+}
+
+/// The generation that a value's file is named for.
+pub(crate) fn generation_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    if name.len() != 16 || !name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+        return None;
+    }
+    u64::from_str_radix(name, 16).ok()
+}
+
+pub(crate) fn io_error(path: &Path, operation: &'static str, source: io::Error) -> Error {
+    Error::Io { path: path.to_owned(), operation, source }
+}
+
+/// A file that is not of this crate's making.
+fn foreign(path: &Path) -> Result<Option<String>> {
+    let read_folder = |source| io_error(path, "read the folder", source);
+    for entry in std::fs::read_dir(path).map_err(read_folder)? {
+        let name = entry.map_err(read_folder)?.file_name();
+        // What a drive of its own has, and what is left of an opening that was cut short before the marker.
+        if !["lost+found", LOCK, "qvl-cache.new"].iter().any(|known| name == *known) {
+            return Ok(Some(name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// Held until the file is closed; also against a second opening in this process.
+fn lock(path: &Path) -> Result<File> {
+    let lock_path = path.join(LOCK);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+    let file = file.map_err(|source| io_error(&lock_path, "open", source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(io_error(&lock_path, "lock", source)),
+    }
+}
+
+fn read_marker(folder: &Path, path: &Path) -> Result<Option<Marker>> {
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_error(path, "read", source)),
+    };
+    let malformed = |what: &str| Error::Malformed { path: path.to_owned(), what: what.to_owned() };
+    let rest = text.strip_prefix(FIRST_LINE).and_then(|rest| rest.strip_prefix("\nformat "));
+    let Some((format, rest)) = rest.and_then(|rest| rest.split_once('\n')) else {
+        return Err(malformed("its first lines are not those of a cache's marker"));
+    };
+    let found = format.parse().map_err(|_| malformed("its format is no number"))?;
+    if found != FORMAT {
+        return Err(Error::Version { path: folder.to_owned(), found, expected: FORMAT });
+    }
+    let opened = rest.strip_prefix("opened ").and_then(|rest| rest.split_once('\n'));
+    let Some((Ok(opened), fingerprint)) = opened.map(|(opened, rest)| (opened.parse(), rest)) else {
+        return Err(malformed("it does not say how often it was opened"));
+    };
+    Ok(Some(Marker { opened, fingerprint: fingerprint.to_owned() }))
+}

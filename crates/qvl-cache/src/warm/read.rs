@@ -1,0 +1,195 @@
+//! Reading a value's file: in pieces that are hashed while they are in the processor's cache, into memory that was used
+//! before.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use super::format::{self, CHUNK_BYTES, Record, Wrong};
+use crate::buffers::{Buffers, PAGE_BYTES};
+use crate::storage::{Opened, Storage};
+
+/// A value that was read and is what was stored.
+pub(crate) struct Value {
+    pub(crate) value: Bytes,
+    pub(crate) key: Bytes,
+    pub(crate) cost: f32,
+}
+
+/// Why there is none.
+pub(crate) enum ReadError {
+    /// There is no such file or small value.
+    Missing,
+    /// It is not what was stored, or the drive cannot read it.
+    Damaged(String),
+    /// It cannot be read now, which says nothing of its contents.
+    Unavailable(io::Error),
+}
+
+/// Reads files.
+pub(crate) struct Reader {
+    pub(crate) buffers: Buffers,
+    pub(crate) direct: bool,
+    /// Threads that read one large value together, the caller's included.
+    pub(crate) threads: usize,
+    helpers: AtomicUsize,
+}
+
+impl Reader {
+    pub(crate) fn new(buffers: Buffers, direct: bool, threads: usize) -> Self {
+        Self { buffers, direct, threads: threads.max(1), helpers: AtomicUsize::new(0) }
+    }
+
+    /// The value of a file, checked.
+    pub(crate) fn read(
+        &self,
+        storage: &dyn Storage,
+        path: &Path,
+        record: &Record,
+    ) -> Result<Value, ReadError> {
+        let stored_bytes = format::stored_bytes(record.value_bytes, record.key_bytes);
+        let stored_bytes = stored_bytes.and_then(|bytes| usize::try_from(bytes).ok());
+        let Some(stored_bytes) = stored_bytes else {
+            return Err(ReadError::Damaged(Wrong::NotIndexed.to_string()));
+        };
+        let value_bytes = record.value_bytes as usize;
+        let file = storage.open(path, self.direct).map_err(classify)?;
+        let mut buffer = self.buffers.take(stored_bytes);
+        let mut hashes = vec![0; value_bytes.div_ceil(CHUNK_BYTES)];
+        // Direct reads are of whole pages; the last one ends early.
+        let room = stored_bytes.next_multiple_of(PAGE_BYTES);
+        let read_bytes = if self.direct { room } else { stored_bytes };
+        let whole = Part { into: &mut buffer.bytes_mut()[..read_bytes], hashes: &mut hashes, offset: 0 };
+        let work = Work { file: &*file, value_bytes, stored_bytes, piece_bytes: self.piece_bytes() };
+        self.read_parts(&work, whole).map_err(classify)?;
+
+        let damaged = |wrong: Wrong| ReadError::Damaged(wrong.to_string());
+        let (key, tail) =
+            format::decode_footer(&buffer.as_ref()[value_bytes..stored_bytes]).map_err(damaged)?;
+        let key_bytes = key.len();
+        if tail.generation != record.generation || tail.value_bytes != record.value_bytes {
+            return Err(damaged(Wrong::NotIndexed));
+        }
+        if format::value_hash_of(&hashes) != tail.value_hash {
+            return Err(damaged(Wrong::Value));
+        }
+        let stored = buffer.share(0..stored_bytes);
+        let key = stored.slice(value_bytes..value_bytes + key_bytes);
+        Ok(Value { value: stored.slice(..value_bytes), key, cost: tail.cost })
+    }
+
+    /// A drive that is asked directly wants larger requests than the page cache.
+    fn piece_bytes(&self) -> usize {
+        if self.direct { 4 * CHUNK_BYTES } else { CHUNK_BYTES }
+    }
+
+    /// Reads and hashes with as many threads as are free and worth it.
+    fn read_parts(&self, work: &Work<'_>, whole: Part<'_>) -> io::Result<()> {
+        let parts_max = (whole.into.len() / PART_BYTES_MIN).clamp(1, self.threads);
+        let helpers = Helpers::take(&self.helpers, parts_max - 1, self.threads - 1);
+        let parts = helpers.count + 1;
+        let part_bytes = whole.into.len().div_ceil(parts).next_multiple_of(work.piece_bytes);
+        let mut rest = Some(whole);
+        std::thread::scope(|scope| {
+            let mut running = Vec::with_capacity(helpers.count);
+            for _ in 0..helpers.count {
+                let Some(whole) = rest.take() else { break };
+                let (part, later) = whole.split_at(part_bytes);
+                rest = later;
+                let spawned = std::thread::Builder::new().name("qvl-cache-read".into());
+                running.push(spawned.spawn_scoped(scope, move || work.read(part))?);
+            }
+            let mine = rest.map_or(Ok(()), |part| work.read(part));
+            for thread in running {
+                thread.join().unwrap_or_else(|_| Err(io::Error::other("a reading thread panicked")))?;
+            }
+            mine
+        })
+    }
+}
+
+/// Threads that were free.
+struct Helpers<'a> {
+    used: &'a AtomicUsize,
+    count: usize,
+}
+
+impl<'a> Helpers<'a> {
+    fn take(used: &'a AtomicUsize, wanted: usize, most: usize) -> Self {
+        let mut count = 0;
+        let _ = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            count = wanted.min(most.saturating_sub(used));
+            Some(used + count)
+        });
+        Self { used, count }
+    }
+}
+
+impl Drop for Helpers<'_> {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+struct Work<'a> {
+    file: &'a dyn Opened,
+    value_bytes: usize,
+    stored_bytes: usize,
+    /// A multiple of [`CHUNK_BYTES`].
+    piece_bytes: usize,
+}
+
+/// A part of the file, from a chunk's beginning, with the hashes of its chunks.
+struct Part<'a> {
+    into: &'a mut [u8],
+    hashes: &'a mut [u64],
+    offset: usize,
+}
+
+impl<'a> Part<'a> {
+    /// The first `bytes` and what comes after, if anything does.
+    fn split_at(self, bytes: usize) -> (Part<'a>, Option<Part<'a>>) {
+        if bytes >= self.into.len() {
+            return (self, None);
+        }
+        let (into, later_into) = self.into.split_at_mut(bytes);
+        let chunks = (bytes / CHUNK_BYTES).min(self.hashes.len());
+        let (hashes, later_hashes) = self.hashes.split_at_mut(chunks);
+        let later = Part { into: later_into, hashes: later_hashes, offset: self.offset + bytes };
+        (Part { into, hashes, offset: self.offset }, Some(later))
+    }
+}
+
+impl Work<'_> {
+    fn read(&self, part: Part<'_>) -> io::Result<()> {
+        let mut hashes = part.hashes.iter_mut();
+        let mut offset = part.offset;
+        for piece in part.into.chunks_mut(self.piece_bytes) {
+            let needed = piece.len().min(self.stored_bytes - offset);
+            if self.file.read_at(offset as u64, piece)? < needed {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let of_value = piece.len().min(self.value_bytes.saturating_sub(offset));
+            for (chunk, hash) in piece[..of_value].chunks(CHUNK_BYTES).zip(hashes.by_ref()) {
+                *hash = format::chunk_hash(chunk);
+            }
+            offset += piece.len();
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn classify(error: io::Error) -> ReadError {
+    const EIO: i32 = 5;
+    match error.kind() {
+        io::ErrorKind::NotFound => ReadError::Missing,
+        io::ErrorKind::UnexpectedEof => ReadError::Damaged(Wrong::Short.to_string()),
+        _ if error.raw_os_error() == Some(EIO) => ReadError::Damaged("the drive cannot read it".to_owned()),
+        _ => ReadError::Unavailable(error),
+    }
+}
+
+/// Starting a thread costs some 30 µs: what 1 MiB from the page cache takes.
+const PART_BYTES_MIN: usize = 2 << 20;

@@ -1,0 +1,323 @@
+//! Opening: the records are read, what a power loss left half done is settled, and what nobody names is removed.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use hashbrown::HashMap;
+
+use super::folder::{self, FAN_OUT, Folder, io_error};
+use super::format::{self, Place, Record, TAIL_BYTES};
+use super::index::{Changes, Index, OpenError};
+use super::read::Reader;
+use super::{Shared, charge_of};
+use crate::key::KeyId;
+use crate::storage::Storage;
+use crate::{Error, Result};
+
+/// What was found at opening.
+pub(crate) struct Recovered {
+    pub(crate) index: Index,
+    /// Those that would leave first coming first, each with its uses.
+    pub(crate) records: Vec<(KeyId, Record, u32)>,
+    pub(crate) damaged: u64,
+    /// Why the index was made again from the files.
+    pub(crate) rebuilt: Option<String>,
+    pub(crate) next_generation: u64,
+}
+
+/// Bits of a generation that count within one opening.
+const COUNTER_BITS: u32 = 40;
+
+pub(crate) fn recover(
+    folder: &Folder,
+    small_max: usize,
+    storage: &dyn Storage,
+    reader: &Reader,
+) -> Result<Recovered> {
+    let mut damaged = 0;
+    let path = folder.index();
+    let (index, mut records, rebuilt) = match open_index(folder, small_max, &mut damaged) {
+        Ok((index, records)) => (index, records, None),
+        Err(OpenError::InUse) => return Err(Error::InUse { path: folder.path().to_owned() }),
+        Err(OpenError::Refused(source)) => {
+            let (tier, source) = (path.display().to_string(), Box::new(source));
+            return Err(Error::Tier { tier, operation: "opening the index", source });
+        }
+        Err(OpenError::Damaged(what)) => {
+            damaged = 0;
+            set_aside(folder, storage)?;
+            let records = rebuild(folder, storage)?;
+            let reopened = Index::open(&path, small_max).map_err(|error| again(folder, &error))?;
+            let mut changes = Changes::default();
+            for (id, record) in &records {
+                changes.record(*id, *record);
+            }
+            reopened
+                .write(changes)
+                .and_then(|()| reopened.sync())
+                .map_err(|what| tier_error(folder, what))?;
+            (reopened, records, Some(what))
+        }
+    };
+    settle(folder, storage, reader, &index, &mut records, &mut damaged)
+        .map_err(|what| tier_error(folder, what))?;
+    let records = in_order(records, read_order(folder, storage));
+    Ok(Recovered {
+        index,
+        records,
+        damaged,
+        rebuilt,
+        next_generation: u64::from(folder.opened) << COUNTER_BITS,
+    })
+}
+
+fn open_index(
+    folder: &Folder,
+    small_max: usize,
+    damaged: &mut u64,
+) -> Result<(Index, Vec<(KeyId, Record)>), OpenError> {
+    let path = folder.index();
+    let there = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+    if there && !path.join("CURRENT").is_file() {
+        // RocksDB would begin a new one beside the remains.
+        return Err(OpenError::Damaged("the file CURRENT is missing".to_owned()));
+    }
+    if !there && !folder.fresh && has_values(folder) {
+        return Err(OpenError::Damaged("the index is missing".to_owned()));
+    }
+    let index = Index::open(&path, small_max)?;
+    let mut records = Vec::new();
+    let mut bad = Vec::new();
+    let read = index.records(|id, record| match record {
+        Some(record) => records.push((id, record)),
+        None => bad.push(id),
+    });
+    read.map_err(OpenError::Damaged)?;
+    *damaged += bad.len() as u64;
+    let mut changes = Changes::default();
+    for id in bad {
+        changes.forget(id);
+    }
+    index.write(changes).map_err(OpenError::Damaged)?;
+    Ok((index, records))
+}
+
+fn has_values(folder: &Folder) -> bool {
+    (0..FAN_OUT).any(|fan| {
+        std::fs::read_dir(folder.value_folder(fan)).is_ok_and(|mut entries| entries.next().is_some())
+    })
+}
+
+/// Renames a damaged index, for whoever wants to look at it; one from before makes room.
+fn set_aside(folder: &Folder, storage: &dyn Storage) -> Result<()> {
+    let aside = |n: u32| folder.path().join(format!("index.damaged-{n}"));
+    let n = (1..u32::MAX).find(|n| !aside(*n).exists()).unwrap_or(u32::MAX);
+    if n > 1 {
+        let older = aside(n - 1);
+        storage.remove_folder(&older).map_err(|source| io_error(&older, "remove", source))?;
+    }
+    if folder.index().exists() {
+        let renamed = storage.rename(&folder.index(), &aside(n));
+        renamed.map_err(|source| io_error(&folder.index(), "set aside", source))?;
+    }
+    Ok(())
+}
+
+/// Every file says which key's value it is; of several of one key the youngest counts. Values are checked when they
+/// are read.
+fn rebuild(folder: &Folder, storage: &dyn Storage) -> Result<Vec<(KeyId, Record)>> {
+    let mut found: HashMap<KeyId, Record> = HashMap::new();
+    for fan in 0..FAN_OUT {
+        let path = folder.value_folder(fan);
+        let files = storage.list(&path).map_err(|source| io_error(&path, "read the folder", source))?;
+        for (path, bytes) in files {
+            let Some(record) = describe(&path, bytes, storage) else { continue };
+            let known = found.entry(record.0).or_insert(record.1);
+            if known.generation < record.1.generation {
+                *known = record.1;
+            }
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// What a file says of itself, if that is whole.
+fn describe(path: &std::path::Path, bytes: u64, storage: &dyn Storage) -> Option<(KeyId, Record)> {
+    let generation = folder::generation_of(path)?;
+    let tail_start = bytes.checked_sub(TAIL_BYTES as u64)?;
+    let mut tail = [0; TAIL_BYTES];
+    storage.read_at(path, tail_start, &mut tail).ok()?;
+    let peeked = format::peek_tail(&tail).ok()?;
+    if peeked.stored_bytes() != Some(bytes) || peeked.generation != generation {
+        return None;
+    }
+    let mut footer = vec![0; peeked.key_bytes as usize + TAIL_BYTES];
+    storage.read_at(path, peeked.value_bytes, &mut footer).ok()?;
+    let (key, tail) = format::decode_footer(&footer).ok()?;
+    let record = Record {
+        place: Place::File,
+        key_bytes: tail.key_bytes,
+        value_bytes: tail.value_bytes,
+        generation,
+        cost: tail.cost,
+        before: None,
+    };
+    Some((KeyId::of(key), record))
+}
+
+/// Values that replaced another and were not known to be on the drive: each is read, and the older one takes its place
+/// if it is not whole.
+fn settle(
+    folder: &Folder,
+    storage: &dyn Storage,
+    reader: &Reader,
+    index: &Index,
+    records: &mut Vec<(KeyId, Record)>,
+    damaged: &mut u64,
+) -> Result<(), String> {
+    let mut changes = Changes::default();
+    records.retain_mut(|(id, record)| {
+        let Some((place, generation)) = record.before.take() else { return true };
+        let whole = match record.place {
+            Place::File => reader.read(storage, &folder.value(record.generation), record).is_ok(),
+            Place::Inline => true,
+        };
+        if whole {
+            if record.place == Place::File {
+                changes.forget_small(*id);
+            }
+            changes.record(*id, *record);
+            return true;
+        }
+        *damaged += 1;
+        let older = match place {
+            Place::File => older_file(folder.value(generation), storage, reader, *id),
+            Place::Inline => older_small(index, *id, generation),
+        };
+        match older {
+            Some(older) => {
+                *record = older;
+                changes.record(*id, older);
+                true
+            }
+            None => {
+                changes.forget(*id);
+                false
+            }
+        }
+    });
+    index.write(changes)
+}
+
+fn older_file(path: PathBuf, storage: &dyn Storage, reader: &Reader, id: KeyId) -> Option<Record> {
+    let file = storage.list(path.parent()?).ok()?.into_iter().find(|file| file.0 == path)?;
+    let (found, record) = describe(&path, file.1, storage)?;
+    let whole = found == id && reader.read(storage, &path, &record).is_ok();
+    whole.then_some(record)
+}
+
+fn older_small(index: &Index, id: KeyId, generation: u64) -> Option<Record> {
+    let stored = index.small(id).ok()??;
+    let (_, key, tail) = format::decode_stored(&stored).ok()?;
+    let matches = KeyId::of(key) == id && tail.generation == generation;
+    matches.then_some(Record {
+        place: Place::Inline,
+        key_bytes: tail.key_bytes,
+        value_bytes: tail.value_bytes,
+        generation,
+        cost: tail.cost,
+        before: None,
+    })
+}
+
+fn read_order(folder: &Folder, storage: &dyn Storage) -> Vec<(KeyId, u32)> {
+    let read = || {
+        let path = folder.order();
+        let bytes = std::fs::metadata(&path).ok()?.len();
+        let mut contents = vec![0; usize::try_from(bytes).ok().filter(|bytes| *bytes < 1 << 32)?];
+        storage.read_at(&path, 0, &mut contents).ok()?;
+        format::decode_order(&contents)
+    };
+    read().unwrap_or_default()
+}
+
+/// By the saved order; what came after it was saved is younger, by generation.
+fn in_order(records: Vec<(KeyId, Record)>, order: Vec<(KeyId, u32)>) -> Vec<(KeyId, Record, u32)> {
+    let known: HashMap<KeyId, (usize, u32)> =
+        order.into_iter().enumerate().map(|(rank, (id, uses))| (id, (rank, uses))).collect();
+    let mut ranked: Vec<_> = records
+        .into_iter()
+        .map(|(id, record)| {
+            let (rank, uses) = known.get(&id).copied().unwrap_or((usize::MAX, 0));
+            ((rank, record.generation), (id, record, uses))
+        })
+        .collect();
+    ranked.sort_unstable_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, record)| record).collect()
+}
+
+fn again(folder: &Folder, error: &OpenError) -> Error {
+    tier_error(folder, format!("{error:?}"))
+}
+
+fn tier_error(folder: &Folder, what: String) -> Error {
+    let tier = folder.index().display().to_string();
+    Error::Tier { tier, operation: "reading the index", source: what.into() }
+}
+
+/// In the background, once after opening: removes files of earlier openings that no entry names, and drops entries
+/// whose file is missing or of another length.
+pub(crate) fn sweep(shared: &Shared) {
+    let current = u64::from(shared.folder.opened) << COUNTER_BITS;
+    let mut expected: HashMap<u64, (KeyId, u64)> = HashMap::new();
+    {
+        let table = shared.table.lock();
+        for (id, entry) in table.entries() {
+            let record = entry.record;
+            if record.place == Place::File && record.generation < current {
+                let bytes = format::stored_bytes(record.value_bytes, record.key_bytes).unwrap_or(0);
+                expected.insert(record.generation, (id, bytes));
+            }
+        }
+    }
+    for fan in 0..FAN_OUT {
+        if shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(files) = shared.storage.list(&shared.folder.value_folder(fan)) else {
+            // Nothing is known of these: they stay, and are found when they are read.
+            expected.retain(|generation, _| generation % FAN_OUT != fan);
+            shared.count.errors.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        for (path, bytes) in files {
+            let Some(generation) = folder::generation_of(&path).filter(|generation| *generation < current)
+            else {
+                continue;
+            };
+            match expected.get(&generation) {
+                Some((_, expected_bytes)) if *expected_bytes == bytes => {
+                    expected.remove(&generation);
+                }
+                Some(_) => {}
+                None => match shared.storage.remove(&path) {
+                    Ok(()) => _ = shared.count.orphans_removed.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => _ = shared.count.errors.fetch_add(1, Ordering::Relaxed),
+                },
+            }
+        }
+    }
+    for (generation, (id, _)) in expected {
+        if shared.forget(id, Some(generation)) {
+            shared.count.damaged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What records of an opening take of the budget.
+pub(crate) fn charge_of_record(record: &Record) -> u64 {
+    charge_of(
+        record.place,
+        format::stored_bytes(record.value_bytes, record.key_bytes).unwrap_or(u64::MAX >> 16),
+    )
+}
