@@ -2,6 +2,7 @@
 
 mod history;
 mod order;
+mod trial;
 
 use hashbrown::HashMap;
 
@@ -10,6 +11,7 @@ use super::{Item, Leave, Policy, Slot, saved_per_byte, short};
 use crate::key::KeyId;
 use history::{Clock, History, Model};
 use order::Order;
+use trial::{Size, Trial};
 
 /// Watches the requests and decides by them.
 #[derive(Debug)]
@@ -17,6 +19,9 @@ pub struct Auto {
     items: Slab<Entry>,
     clock: Clock,
     model: Model,
+    trial: Trial,
+    /// The model is another than the order was made by.
+    changed: bool,
     order: Order,
     /// Used since they were last put in order.
     dirty: Vec<Slot>,
@@ -37,8 +42,12 @@ struct Entry {
 impl Entry {
     /// Bytes a second saved: the price of keeping it for one request.
     fn weight(&self) -> f64 {
-        1.0 / saved_per_byte(self.cost, self.bytes)
+        size(self.bytes, self.cost).weight
     }
+}
+
+fn size(bytes: u64, cost: f32) -> Size {
+    Size { bytes, weight: 1.0 / saved_per_byte(cost, bytes) }
 }
 
 /// Histories of those that are not resident, by when they were last asked for: this epoch and the one before.
@@ -81,18 +90,33 @@ impl Ghosts {
 impl Auto {
     /// An empty one.
     pub fn new() -> Self {
-        Self::with_model(Model::DEFAULT)
-    }
-
-    fn with_model(model: Model) -> Self {
         Self {
             items: Slab::new(),
             clock: Clock::new(),
-            model,
+            model: Model::ALL[0],
+            trial: Trial::new(),
+            changed: false,
             order: Order::new(),
             dirty: Vec::new(),
             ghosts: Ghosts::default(),
         }
+    }
+
+    /// One request, whatever came of it: the only place that learns.
+    fn request(&mut self, id: u64, known: Option<History>, size: Option<Size>) -> History {
+        let history = self.clock.request(known);
+        if self.ghosts.epoch != self.clock.epoch() {
+            self.ghosts.turn(self.clock.epoch());
+            self.trial.turn(self.clock.epoch());
+        }
+        if self.trial.samples(id)
+            && let Some(size) = size
+            && let Some(model) = self.trial.request(id, &history, size, self.clock.newcomer())
+        {
+            self.model = model;
+            self.changed = true;
+        }
+        history
     }
 
     fn mark(&mut self, slot: Slot) {
@@ -144,12 +168,11 @@ impl Policy for Auto {
     fn insert(&mut self, item: Item) -> Slot {
         let id = short(item.id);
         let ghost = self.ghosts.take(id);
-        let (mut history, uses) = match ghost {
+        let (known, uses) = match ghost {
             Some(ghost) => (Some(ghost.history), ghost.uses),
             None => (None, item.uses),
         };
-        let history = self.clock.request(&mut history);
-        self.ghosts.turn(self.clock.epoch());
+        let history = self.request(id, known, Some(size(item.bytes, item.cost)));
         let uses = uses.saturating_add(1);
         let entry =
             Entry { id, history, bytes: item.bytes, cost: item.cost, uses, dirty: false, pinned: false };
@@ -159,15 +182,15 @@ impl Policy for Auto {
     }
 
     fn hit(&mut self, slot: Slot) {
-        let Some(entry) = self.items.get_mut(slot) else { return };
-        entry.history = self.clock.request(&mut Some(entry.history));
-        entry.uses = entry.uses.saturating_add(1);
-        if !entry.dirty {
-            entry.dirty = true;
-            self.dirty.push(slot);
-        }
-        if self.ghosts.epoch != self.clock.epoch() {
-            self.ghosts.turn(self.clock.epoch());
+        let Some(entry) = self.items.get(slot) else { return };
+        let history = self.request(entry.id, Some(entry.history), Some(size(entry.bytes, entry.cost)));
+        if let Some(entry) = self.items.get_mut(slot) {
+            entry.history = history;
+            entry.uses = entry.uses.saturating_add(1);
+            if !entry.dirty {
+                entry.dirty = true;
+                self.dirty.push(slot);
+            }
         }
     }
 
@@ -175,8 +198,7 @@ impl Policy for Auto {
         let id = short(id);
         let ghost = self.ghosts.take(id);
         let uses = ghost.as_ref().map_or(0, |ghost| ghost.uses);
-        let history = self.clock.request(&mut ghost.map(|ghost| ghost.history));
-        self.ghosts.turn(self.clock.epoch());
+        let history = self.request(id, ghost.map(|ghost| ghost.history), None);
         self.ghosts.put(id, Ghost { history, uses });
     }
 
@@ -202,6 +224,10 @@ impl Policy for Auto {
     }
 
     fn victim(&mut self) -> Option<Slot> {
+        if std::mem::take(&mut self.changed) {
+            let slots: Vec<_> = self.items.iter().map(|(slot, _)| slot).collect();
+            slots.into_iter().for_each(|slot| self.settle(slot));
+        }
         self.tidy();
         while let Some(slot) = self.order.overdue(self.clock.now) {
             self.settle(slot);
@@ -220,7 +246,7 @@ impl Policy for Auto {
     fn worth(&self, slot: Slot) -> f64 {
         self.items.get(slot).map_or(0.0, |entry| {
             let line = self.model.line(&entry.history, entry.weight(), self.clock.now);
-            1.0 / line.value(self.clock.now, self.clock.newcomer()).max(f64::MIN_POSITIVE)
+            1.0 / line.value(self.clock.now, self.clock.newcomer()).max(entry.weight())
         })
     }
 

@@ -132,18 +132,20 @@ fn next_reads(trace: &Trace) -> Vec<u64> {
 /// A schedule that knows the future: who goes is the largest of next read × bytes ÷ cost, the newcomer among them.
 ///
 /// Exact for values of one size and cost (Belady's MIN): no policy has more hits. For mixed sizes it is a greedy
-/// heuristic, neither the optimum nor a bound; see [`bound`]. There the distance is taken when an item was last used,
-/// which keeps it O(n log n).
+/// heuristic, neither the optimum nor a bound; see [`bound`]. There bytes ÷ cost is rounded to quarter octaves.
 pub fn belady(trace: &Trace, budget: u64) -> Outcome {
     let next = next_reads(trace);
     let uniform = trace.is_uniform();
     let mut outcome = Outcome::default();
     let mut slots: HashMap<u64, u32> = HashMap::new();
-    let (mut heap, mut places, mut rows) = (Heap::<u64>::new(), Vec::new(), Vec::<(u64, u64)>::new());
+    // One heap for each bytes ÷ cost, since only in it the order by next read does not change with time.
+    let mut heaps: Vec<(i64, Heap<u64>)> = Vec::new();
+    let mut places = Vec::new();
+    let mut rows: Vec<(u64, usize)> = Vec::new();
     let mut used = 0_u64;
     for (index, request) in trace.requests.iter().enumerate() {
         let slot = *slots.entry(request.id).or_insert_with(|| {
-            rows.push((request.id, 0));
+            rows.push((0, 0));
             places.push(OUT);
             rows.len() as u32 - 1
         });
@@ -151,36 +153,42 @@ pub fn belady(trace: &Trace, budget: u64) -> Outcome {
         if !request.write {
             outcome.count(request, held);
         }
-        // Never read again is last of all; such are not kept.
+        let (bytes, class) = rows[slot as usize];
+        if held {
+            heaps[class].1.remove(&mut places, slot);
+            used -= bytes;
+        }
+        // What is never read again is not kept.
         let later = next[index];
         if later == u64::MAX || request.bytes > budget {
-            if held {
-                heap.remove(&mut places, slot);
-                used -= rows[slot as usize].1;
-            }
             continue;
         }
-        let key = if uniform {
-            later
-        } else {
-            let worth = super::saved_per_byte(request.cost_micros as f32 * 1e-6, request.bytes);
-            super::heap::ordered((later - index as u64) as f64 / worth)
-        };
-        if held {
-            used -= rows[slot as usize].1;
-            heap.change(&mut places, key, slot);
-        } else {
-            heap.push(&mut places, key, slot);
-        }
-        rows[slot as usize].1 = request.bytes;
+        let weight = if uniform { 0 } else { quarter_octaves(request) };
+        let class = heaps.iter().position(|(other, _)| *other == weight).unwrap_or_else(|| {
+            heaps.push((weight, Heap::new()));
+            heaps.len() - 1
+        });
+        heaps[class].1.push(&mut places, later, slot);
+        rows[slot as usize] = (request.bytes, class);
         used += request.bytes;
         while used > budget {
-            let Some((_, victim)) = heap.top() else { break };
-            heap.remove(&mut places, victim);
-            used -= rows[victim as usize].1;
+            let tops = heaps.iter().filter_map(|(weight, heap)| {
+                let (later, slot) = heap.top()?;
+                Some(((later - index as u64) as f64 * (*weight as f64 / 4.0).exp2(), slot))
+            });
+            let Some((_, victim)) = tops.max_by(|a, b| a.0.total_cmp(&b.0)) else { break };
+            let (bytes, class) = rows[victim as usize];
+            heaps[class].1.remove(&mut places, victim);
+            used -= bytes;
         }
     }
     outcome
+}
+
+/// The logarithm of bytes ÷ cost.
+fn quarter_octaves(request: &crate::trace::Request) -> i64 {
+    let worth = super::saved_per_byte(request.cost_micros as f32 * 1e-6, request.bytes);
+    (-worth.log2() * 4.0).round() as i64
 }
 
 /// A share of the reads' cost that no schedule can save more than, from 0 to 1.

@@ -212,7 +212,7 @@ impl Directory {
 
     fn is_stale(&self, slot: Slot, lap: f64, now: u64) -> bool {
         /// While no lap is known, it may be this many times what is held.
-        const LAP_MAX: f64 = 16.0;
+        const LAP_MAX: f64 = 64.0;
         let lap = if lap > 0.0 { 1.5 * lap } else { LAP_MAX * self.items.len() as f64 };
         self.items.get(slot).is_some_and(|entry| (now - entry.last) as f64 > lap)
     }

@@ -1,6 +1,6 @@
 //! What is remembered of an id, and what it says about when it is wanted again.
 
-use super::order::{Kind, Line};
+use super::order::Line;
 
 /// Ids that a half of the memory holds; see [`Clock`].
 const EPOCH_IDS: u32 = 7 << 16;
@@ -33,20 +33,41 @@ pub(super) struct Clock {
     ids: u32,
     firsts: f64,
     returns: f64,
-    /// The logarithm of the gap of those that came back once.
+    /// The gap after which those asked for once were asked for again: the mean of its logarithm, and how far they are
+    /// from that mean.
     return_gap: f64,
+    return_deviation: f64,
 }
 
 /// What is expected of an item that was asked for once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Newcomer {
-    pub(super) offset: f64,
-    pub(super) slope: f64,
+    /// The gap after which such items came back.
+    gap: f64,
+    /// Whether those gaps are much alike: a loop.
+    regular: bool,
+    /// One that comes back stands for so many that came.
+    per_return: f64,
 }
+
+impl Newcomer {
+    /// In how many requests one of this age is expected. Falls until it is late, and grows from there or throughout: the
+    /// oldest or the newest is the one of which most is expected.
+    pub(super) fn expected(&self, age: f64) -> f64 {
+        match self.regular {
+            true if age <= self.gap * LATE => self.gap - age,
+            true => age,
+            false => (self.gap / 2.0 + age) * self.per_return,
+        }
+    }
+}
+
+/// So many gaps after its last use an item of a loop is late.
+const LATE: f64 = 1.125;
 
 impl Clock {
     pub(super) const fn new() -> Self {
-        Self { now: 0, epoch: 0, ids: 0, firsts: 2.0, returns: 1.0, return_gap: 4.0 }
+        Self { now: 0, epoch: 0, ids: 0, firsts: 2.0, returns: 1.0, return_gap: 4.0, return_deviation: 1.0 }
     }
 
     pub(super) const fn epoch(&self) -> u64 {
@@ -55,11 +76,12 @@ impl Clock {
 
     pub(super) fn newcomer(&self) -> Newcomer {
         let chance = (self.returns / self.firsts).clamp(1.0 / 256.0, 1.0);
-        Newcomer { offset: 0.5 * self.return_gap.exp(), slope: 1.0 / chance }
+        let regular = self.return_deviation < LATE.ln();
+        Newcomer { gap: self.return_gap.exp(), regular, per_return: 1.0 / chance }
     }
 
     /// One request, for an id of this history; the history after it.
-    pub(super) fn request(&mut self, known: &mut Option<History>) -> History {
+    pub(super) fn request(&mut self, known: Option<History>) -> History {
         const FADE: f64 = 1.0 - 1.0 / 8192.0;
         self.now += 1;
         let mut history = match known.filter(|history| history.epoch + 1 >= self.epoch) {
@@ -83,8 +105,11 @@ impl Clock {
                 1 => {
                     self.firsts *= FADE;
                     self.returns = self.returns * FADE + 1.0;
-                    self.return_gap += (f64::from(gap).ln() - self.return_gap) / 256.0;
-                    (history.gap, history.deviation) = (gap, gap);
+                    let off = f64::from(gap).ln() - self.return_gap;
+                    self.return_gap += off / 32.0;
+                    self.return_deviation += (off.abs() - self.return_deviation) / 32.0;
+                    // One gap says nothing of how regular they are; what the others do says something.
+                    (history.gap, history.deviation) = (gap, gap * self.return_deviation.min(1.0) as f32);
                 }
                 2 => {
                     history.deviation = (gap - history.gap).abs();
@@ -115,7 +140,7 @@ impl Clock {
 
 impl History {
     fn is_regular(&self) -> bool {
-        self.count >= 3 && self.deviation <= self.gap / 8.0 + 1.0
+        self.count >= 2 && self.deviation <= self.gap / 8.0 + 1.0
     }
 
     /// After this request it is late.
@@ -134,7 +159,14 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) const DEFAULT: Self = Self { fading: Some(1), loops: true };
+    /// The first is used until another has shown that it is better.
+    pub(super) const ALL: [Self; 5] = [
+        Self { fading: None, loops: false },
+        Self { fading: None, loops: true },
+        Self { fading: Some(0), loops: true },
+        Self { fading: Some(1), loops: true },
+        Self { fading: Some(2), loops: true },
+    ];
 
     /// An item's line.
     pub(super) fn line(&self, history: &History, weight: f64, now: u64) -> Line {
@@ -144,16 +176,16 @@ impl Model {
             if now <= deadline {
                 return Line::falling(last, f64::from(history.gap), weight, deadline);
             }
-            return Line::rising(Kind::Rising, last, 0.0, weight, weight);
+            return Line::rising(last, 0.0, weight, weight);
         }
-        let Some(fading) = self.fading else { return Line::rising(Kind::Rising, last, 0.0, weight, weight) };
-        if history.count < 2 {
-            return Line::rising(Kind::Once, last, 0.0, weight, weight);
+        if history.count < 2 && (self.loops || self.fading.is_some()) {
+            return Line::once(last, weight);
         }
+        let Some(fading) = self.fading else { return Line::rising(last, 0.0, weight, weight) };
         let keep = FADING[fading];
         let gaps = (1.0 - keep.powi(history.count.min(1000) as i32 - 1)) / (1.0 - keep);
         let mean = f64::from(history.sums[fading]) / gaps;
-        Line::rising(Kind::Rising, last, mean, weight, weight / gaps)
+        Line::rising(last, mean, weight, weight / gaps)
     }
 
     pub(super) fn why(&self, history: &History, uses: u32, now: u64) -> String {

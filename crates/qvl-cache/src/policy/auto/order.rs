@@ -19,7 +19,7 @@ pub(super) enum Kind {
     Rising,
     /// Falls with its slope, until a deadline.
     Falling,
-    /// Grows as learned of newcomers, times its slope.
+    /// As learned of newcomers, times its slope.
     Once,
 }
 
@@ -28,7 +28,8 @@ pub(super) enum Kind {
 pub(super) struct Line {
     kind: Kind,
     /// Quarter octaves.
-    slope: i16,
+    quarters: i16,
+    slope: f64,
     /// Where it is 0, but for newcomers: when it was last used.
     zero: f64,
     deadline: u64,
@@ -36,24 +37,33 @@ pub(super) struct Line {
 
 impl Line {
     /// `weight × start` at `last`, and growing with `slope`.
-    pub(super) fn rising(kind: Kind, last: f64, start: f64, weight: f64, slope: f64) -> Self {
-        let rounded = quarter_octaves(slope);
-        Self { kind, slope: rounded, zero: last - start * weight / slope_of(rounded), deadline: u64::MAX }
+    pub(super) fn rising(last: f64, start: f64, weight: f64, slope: f64) -> Self {
+        let quarters = quarter_octaves(slope);
+        let slope = slope_of(quarters);
+        Self { kind: Kind::Rising, quarters, slope, zero: last - start * weight / slope, deadline: u64::MAX }
+    }
+
+    /// What is expected of newcomers.
+    pub(super) fn once(last: f64, weight: f64) -> Self {
+        let quarters = quarter_octaves(weight);
+        Self { kind: Kind::Once, quarters, slope: slope_of(quarters), zero: last, deadline: u64::MAX }
     }
 
     /// `weight × start` at `last`, and falling with `weight`.
     pub(super) fn falling(last: f64, start: f64, weight: f64, deadline: u64) -> Self {
-        let rounded = quarter_octaves(weight);
-        Self {
-            kind: Kind::Falling,
-            slope: rounded,
-            zero: last + start * weight / slope_of(rounded),
-            deadline,
-        }
+        let quarters = quarter_octaves(weight);
+        let slope = slope_of(quarters);
+        Self { kind: Kind::Falling, quarters, slope, zero: last + start * weight / slope, deadline }
     }
 
     pub(super) fn value(&self, now: u64, newcomer: Newcomer) -> f64 {
-        value(self.kind, slope_of(self.slope), self.zero, now, newcomer)
+        value(self.kind, self.slope, self.zero, now, newcomer)
+    }
+
+    /// As [`value`](Self::value), of a line that was made when its item was last used: past its deadline it grows from
+    /// there. For a weight of 1.
+    pub(super) fn value_or_late(&self, now: u64, last: u64, newcomer: Newcomer) -> f64 {
+        if now > self.deadline { (now - last) as f64 } else { self.value(now, newcomer) }
     }
 
     /// Larger goes first within its kind and slope.
@@ -68,7 +78,7 @@ fn value(kind: Kind, slope: f64, zero: f64, now: u64, newcomer: Newcomer) -> f64
         * match kind {
             Kind::Rising => now - zero,
             Kind::Falling => zero - now,
-            Kind::Once => (newcomer.offset + now - zero) * newcomer.slope,
+            Kind::Once => newcomer.expected(now - zero),
         }
 }
 
@@ -85,9 +95,9 @@ fn slope_of(quarters: i16) -> f64 {
 pub(super) struct Order {
     classes: Vec<Class>,
     by_slope: HashMap<(Kind, i16), u32>,
-    /// The class of each slot, and its place in that class's heap.
+    /// The class of each slot, and its places in that class's heaps.
     class_of: Vec<u32>,
-    places: Vec<u32>,
+    places: [Vec<u32>; 2],
     deadlines: BinaryHeap<Reverse<(u64, u32)>>,
     deadline_of: Vec<u64>,
     len: usize,
@@ -99,6 +109,31 @@ struct Class {
     slope: f64,
     /// By key, then by id: the same at every budget.
     heap: Heap<(u64, u64)>,
+    /// The same in reverse, for newcomers: see [`Newcomer::expected`].
+    reverse: Heap<(u64, u64)>,
+}
+
+impl Class {
+    fn push(&mut self, places: &mut [Vec<u32>; 2], (key, id): (u64, u64), slot: u32) {
+        self.heap.push(&mut places[0], (key, id), slot);
+        if self.kind == Kind::Once {
+            self.reverse.push(&mut places[1], (!key, id), slot);
+        }
+    }
+
+    fn change(&mut self, places: &mut [Vec<u32>; 2], (key, id): (u64, u64), slot: u32) {
+        self.heap.change(&mut places[0], (key, id), slot);
+        if self.kind == Kind::Once {
+            self.reverse.change(&mut places[1], (!key, id), slot);
+        }
+    }
+
+    fn remove(&mut self, places: &mut [Vec<u32>; 2], slot: u32) {
+        self.heap.remove(&mut places[0], slot);
+        if self.kind == Kind::Once {
+            self.reverse.remove(&mut places[1], slot);
+        }
+    }
 }
 
 impl Order {
@@ -107,7 +142,7 @@ impl Order {
             classes: Vec::new(),
             by_slope: HashMap::new(),
             class_of: Vec::new(),
-            places: Vec::new(),
+            places: [Vec::new(), Vec::new()],
             deadlines: BinaryHeap::new(),
             deadline_of: Vec::new(),
             len: 0,
@@ -117,19 +152,19 @@ impl Order {
     /// Puts a slot where its line belongs.
     pub(super) fn put(&mut self, slot: Slot, id: u64, line: Line) {
         let at = slot.0 as usize;
-        let class = self.class(line.kind, line.slope);
-        if self.places.len() <= at {
-            self.places.resize(at + 1, OUT);
+        let class = self.class(line.kind, line.quarters);
+        if self.places[0].len() <= at {
+            self.places[0].resize(at + 1, OUT);
             self.class_of.resize(at + 1, 0);
             self.deadline_of.resize(at + 1, u64::MAX);
         }
         let key = (line.key(), id);
-        if self.places[at] != OUT && self.class_of[at] == class {
-            self.classes[class as usize].heap.change(&mut self.places, key, slot.0);
+        if self.places[0][at] != OUT && self.class_of[at] == class {
+            self.classes[class as usize].change(&mut self.places, key, slot.0);
         } else {
             self.remove(slot);
             self.class_of[at] = class;
-            self.classes[class as usize].heap.push(&mut self.places, key, slot.0);
+            self.classes[class as usize].push(&mut self.places, key, slot.0);
             self.len += 1;
         }
         self.deadline_of[at] = line.deadline;
@@ -145,8 +180,8 @@ impl Order {
 
     pub(super) fn remove(&mut self, slot: Slot) {
         let at = slot.0 as usize;
-        if self.places.get(at).is_some_and(|place| *place != OUT) {
-            self.classes[self.class_of[at] as usize].heap.remove(&mut self.places, slot.0);
+        if self.places[0].get(at).is_some_and(|place| *place != OUT) {
+            self.classes[self.class_of[at] as usize].remove(&mut self.places, slot.0);
             self.deadline_of[at] = u64::MAX;
             self.len -= 1;
         }
@@ -170,11 +205,13 @@ impl Order {
     pub(super) fn worst(&self, now: u64, newcomer: Newcomer) -> Option<Slot> {
         let mut worst: Option<(f64, u64, u32)> = None;
         for class in &self.classes {
-            let Some(((key, id), slot)) = class.heap.top() else { continue };
-            let zero = if class.kind == Kind::Falling { unordered(key) } else { -unordered(key) };
-            let value = value(class.kind, class.slope, zero, now, newcomer);
-            if worst.is_none_or(|(most, most_id, _)| value > most || (value == most && id > most_id)) {
-                worst = Some((value, id, slot));
+            let reverse = class.reverse.top().map(|((key, id), slot)| ((!key, id), slot));
+            for ((key, id), slot) in class.heap.top().into_iter().chain(reverse) {
+                let zero = if class.kind == Kind::Falling { unordered(key) } else { -unordered(key) };
+                let value = value(class.kind, class.slope, zero, now, newcomer);
+                if worst.is_none_or(|(most, most_id, _)| value > most || (value == most && id > most_id)) {
+                    worst = Some((value, id, slot));
+                }
             }
         }
         worst.map(|(_, _, slot)| Slot(slot))
@@ -183,7 +220,7 @@ impl Order {
     fn class(&mut self, kind: Kind, slope: i16) -> u32 {
         let classes = &mut self.classes;
         *self.by_slope.entry((kind, slope)).or_insert_with(|| {
-            classes.push(Class { kind, slope: slope_of(slope), heap: Heap::new() });
+            classes.push(Class { kind, slope: slope_of(slope), heap: Heap::new(), reverse: Heap::new() });
             classes.len() as u32 - 1
         })
     }
