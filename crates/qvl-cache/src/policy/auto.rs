@@ -104,14 +104,14 @@ impl Auto {
 
     /// One request, whatever came of it: the only place that learns.
     fn request(&mut self, id: u64, known: Option<History>, size: Option<Size>) -> History {
-        let history = self.clock.request(known);
+        let history = self.clock.request(known, size.map(|size| size.weight));
         if self.ghosts.epoch != self.clock.epoch() {
             self.ghosts.turn(self.clock.epoch());
             self.trial.turn(self.clock.epoch());
         }
         if self.trial.samples(id)
             && let Some(size) = size
-            && let Some(model) = self.trial.request(id, &history, size, self.clock.newcomer())
+            && let Some(model) = self.trial.request(id, &history, size, &self.clock.newcomers)
         {
             self.model = model;
             self.changed = true;
@@ -232,7 +232,7 @@ impl Policy for Auto {
         while let Some(slot) = self.order.overdue(self.clock.now) {
             self.settle(slot);
         }
-        self.order.worst(self.clock.now, self.clock.newcomer())
+        self.order.worst(self.clock.now, &self.clock.newcomers)
     }
 
     fn leave(&mut self, slot: Slot, why: Leave) {
@@ -246,7 +246,7 @@ impl Policy for Auto {
     fn worth(&self, slot: Slot) -> f64 {
         self.items.get(slot).map_or(0.0, |entry| {
             let line = self.model.line(&entry.history, entry.weight(), self.clock.now);
-            1.0 / line.value(self.clock.now, self.clock.newcomer()).max(entry.weight())
+            1.0 / line.value(self.clock.now, &self.clock.newcomers).max(entry.weight())
         })
     }
 
@@ -255,7 +255,7 @@ impl Policy for Auto {
     }
 
     fn order(&self) -> Vec<Slot> {
-        let (now, newcomer) = (self.clock.now, self.clock.newcomer());
+        let (now, newcomer) = (self.clock.now, &self.clock.newcomers);
         let mut order: Vec<_> = self
             .items
             .iter()

@@ -31,33 +31,67 @@ pub(super) struct Clock {
     epoch: u64,
     /// Different ids asked for in this epoch.
     ids: u32,
-    firsts: f64,
-    returns: f64,
-    /// The gap after which those asked for once were asked for again: the mean of its logarithm, and how far they are
-    /// from that mean.
-    return_gap: f64,
-    return_deviation: f64,
+    pub(super) newcomers: Newcomers,
+}
+
+/// What is expected of items that were asked for once, by what they weigh: pictures that one asks for again after
+/// minutes stand beside layers that one asks for at every token.
+#[derive(Debug)]
+pub(super) struct Newcomers([Newcomer; 32]);
+
+impl Newcomers {
+    /// A class has four octaves of weight; below 2^-16 and above 2^108 bytes a second there is one more each.
+    fn class(weight: f64) -> usize {
+        ((weight.log2() / 4.0).floor() + 4.0).clamp(0.0, 31.0) as usize
+    }
+
+    pub(super) fn of(&self, weight: f64) -> &Newcomer {
+        &self.0[Self::class(weight)]
+    }
 }
 
 /// What is expected of an item that was asked for once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Newcomer {
-    /// The gap after which such items came back.
+    /// Such items, and those of them that came again; older ones fade.
+    firsts: f64,
+    returns: f64,
+    /// The gap after which they did: the mean of its logarithm, and how far gaps are from it.
+    log_gap: f64,
+    deviation: f64,
     gap: f64,
-    /// Whether those gaps are much alike: a loop.
-    regular: bool,
-    /// One that comes back stands for so many that came.
-    per_return: f64,
 }
 
 impl Newcomer {
+    const FADE: f64 = 1.0 - 1.0 / 8192.0;
+
+    /// Before anything was seen: every other one comes back after 55 requests.
+    const NEW: Self = Self { firsts: 2.0, returns: 1.0, log_gap: 4.0, deviation: 1.0, gap: 54.6 };
+
+    fn first(&mut self) {
+        self.firsts = self.firsts * Self::FADE + 1.0;
+        self.returns *= Self::FADE;
+    }
+
+    fn came_again(&mut self, gap: f64) {
+        self.firsts *= Self::FADE;
+        self.returns = self.returns * Self::FADE + 1.0;
+        let off = gap.ln() - self.log_gap;
+        self.log_gap += off / 32.0;
+        self.deviation += (off.abs() - self.deviation) / 32.0;
+        self.gap = self.log_gap.exp();
+    }
+
     /// In how many requests one of this age is expected. Falls until it is late, and grows from there or throughout: the
     /// oldest or the newest is the one of which most is expected.
     pub(super) fn expected(&self, age: f64) -> f64 {
-        match self.regular {
+        /// At least one in so many comes back.
+        const PER_RETURN_MAX: f64 = 256.0;
+        let is_loop = self.deviation < LATE.ln();
+        match is_loop {
             true if age <= self.gap * LATE => self.gap - age,
             true => age,
-            false => (self.gap / 2.0 + age) * self.per_return,
+            false => (self.gap / 2.0 + age) * (self.firsts / self.returns).clamp(1.0, PER_RETURN_MAX),
         }
     }
 }
@@ -67,49 +101,37 @@ const LATE: f64 = 1.125;
 
 impl Clock {
     pub(super) const fn new() -> Self {
-        Self { now: 0, epoch: 0, ids: 0, firsts: 2.0, returns: 1.0, return_gap: 4.0, return_deviation: 1.0 }
+        Self { now: 0, epoch: 0, ids: 0, newcomers: Newcomers([Newcomer::NEW; 32]) }
     }
 
     pub(super) const fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    pub(super) fn newcomer(&self) -> Newcomer {
-        let chance = (self.returns / self.firsts).clamp(1.0 / 256.0, 1.0);
-        let regular = self.return_deviation < LATE.ln();
-        Newcomer { gap: self.return_gap.exp(), regular, per_return: 1.0 / chance }
-    }
-
-    /// One request, for an id of this history; the history after it.
-    pub(super) fn request(&mut self, known: Option<History>) -> History {
-        const FADE: f64 = 1.0 - 1.0 / 8192.0;
+    /// One request, for an id of this history; the history after it. `None` for the weight of what is not known.
+    pub(super) fn request(&mut self, known: Option<History>, weight: Option<f64>) -> History {
         self.now += 1;
-        let mut history = match known.filter(|history| history.epoch + 1 >= self.epoch) {
-            Some(history) => history,
-            None => {
-                self.firsts = self.firsts * FADE + 1.0;
-                self.returns *= FADE;
-                History {
-                    last: self.now,
-                    epoch: u64::MAX,
-                    count: 0,
-                    gap: 0.0,
-                    deviation: 0.0,
-                    sums: [0.0; 3],
-                }
-            }
-        };
+        let mut unknown = Newcomer::NEW;
+        let class = weight.map(Newcomers::class);
+        let newcomer = class.map_or(&mut unknown, |class| &mut self.newcomers.0[class]);
+        let mut history = known.filter(|history| history.epoch + 1 >= self.epoch).unwrap_or(History {
+            last: self.now,
+            epoch: u64::MAX,
+            count: 0,
+            gap: 0.0,
+            deviation: 0.0,
+            sums: [0.0; 3],
+        });
+        if history.count == 0 {
+            newcomer.first();
+        }
         if history.count > 0 {
             let gap = (self.now - history.last) as f32;
             match history.count {
                 1 => {
-                    self.firsts *= FADE;
-                    self.returns = self.returns * FADE + 1.0;
-                    let off = f64::from(gap).ln() - self.return_gap;
-                    self.return_gap += off / 32.0;
-                    self.return_deviation += (off.abs() - self.return_deviation) / 32.0;
+                    newcomer.came_again(f64::from(gap));
                     // One gap says nothing of how regular they are; what the others do says something.
-                    (history.gap, history.deviation) = (gap, gap * self.return_deviation.min(1.0) as f32);
+                    (history.gap, history.deviation) = (gap, gap * newcomer.deviation.min(1.0) as f32);
                 }
                 2 => {
                     history.deviation = (gap - history.gap).abs();
@@ -143,11 +165,27 @@ impl History {
         self.count >= 2 && self.deviation <= self.gap / 8.0 + 1.0
     }
 
-    /// After this request it is late.
+    /// The gaps in a faded sum, and their mean.
+    fn mean(&self, fading: usize) -> (f64, f64) {
+        let keep = FADING[fading];
+        let gaps = (1.0 - keep.powi(self.count.min(1000) as i32 - 1)) / (1.0 - keep);
+        (gaps, f64::from(self.sums[fading]) / gaps)
+    }
+
+    /// After this request it is no more what it was: of the gaps after `n` with that mean one in 400 is as long, if they
+    /// are Poisson's (then the next gap ÷ mean is above c with probability (1 + c ÷ n)^-n).
+    fn late(&self, fading: usize) -> u64 {
+        let (gaps, mean) = self.mean(fading);
+        self.last + (mean * gaps * (RARE.powf(1.0 / gaps) - 1.0)) as u64 + 8
+    }
+
+    /// After this request an item of a loop is late.
     fn deadline(&self) -> u64 {
         self.last + (self.gap + (4.0 * self.deviation).max(self.gap / 8.0)) as u64 + 2
     }
 }
+
+const RARE: f64 = 400.0;
 
 /// How a history is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -171,21 +209,23 @@ impl Model {
     /// An item's line.
     pub(super) fn line(&self, history: &History, weight: f64, now: u64) -> Line {
         let last = history.last as f64;
+        // Expected in as many requests as have passed since: what is known of an item that has done nothing regular.
+        let by_age = Line::rising(last, 0.0, weight, weight, u64::MAX);
         if self.loops && history.is_regular() {
             let deadline = history.deadline();
-            if now <= deadline {
-                return Line::falling(last, f64::from(history.gap), weight, deadline);
-            }
-            return Line::rising(last, 0.0, weight, weight);
+            return if now <= deadline {
+                Line::falling(last, f64::from(history.gap), weight, deadline)
+            } else {
+                by_age
+            };
         }
-        if history.count < 2 && (self.loops || self.fading.is_some()) {
+        if history.count < 2 && self.loops {
             return Line::once(last, weight);
         }
-        let Some(fading) = self.fading else { return Line::rising(last, 0.0, weight, weight) };
-        let keep = FADING[fading];
-        let gaps = (1.0 - keep.powi(history.count.min(1000) as i32 - 1)) / (1.0 - keep);
-        let mean = f64::from(history.sums[fading]) / gaps;
-        Line::rising(last, mean, weight, weight / gaps)
+        let Some(fading) = self.fading else { return by_age };
+        let (gaps, mean) = history.mean(fading);
+        let deadline = history.late(fading);
+        if now > deadline { by_age } else { Line::rising(last, mean, weight, weight / gaps, deadline) }
     }
 
     pub(super) fn why(&self, history: &History, uses: u32, now: u64) -> String {

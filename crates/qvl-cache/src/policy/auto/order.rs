@@ -9,7 +9,7 @@ use std::collections::BinaryHeap;
 use hashbrown::HashMap;
 
 use super::Slot;
-use super::history::Newcomer;
+use super::history::Newcomers;
 use crate::policy::heap::{Heap, OUT, ordered, unordered};
 
 /// How a priority changes.
@@ -37,10 +37,10 @@ pub(super) struct Line {
 
 impl Line {
     /// `weight × start` at `last`, and growing with `slope`.
-    pub(super) fn rising(last: f64, start: f64, weight: f64, slope: f64) -> Self {
+    pub(super) fn rising(last: f64, start: f64, weight: f64, slope: f64, deadline: u64) -> Self {
         let quarters = quarter_octaves(slope);
         let slope = slope_of(quarters);
-        Self { kind: Kind::Rising, quarters, slope, zero: last - start * weight / slope, deadline: u64::MAX }
+        Self { kind: Kind::Rising, quarters, slope, zero: last - start * weight / slope, deadline }
     }
 
     /// What is expected of newcomers.
@@ -56,14 +56,14 @@ impl Line {
         Self { kind: Kind::Falling, quarters, slope, zero: last + start * weight / slope, deadline }
     }
 
-    pub(super) fn value(&self, now: u64, newcomer: Newcomer) -> f64 {
-        value(self.kind, self.slope, self.zero, now, newcomer)
+    pub(super) fn value(&self, now: u64, newcomers: &Newcomers) -> f64 {
+        value(self.kind, self.slope, self.zero, now, newcomers)
     }
 
-    /// As [`value`](Self::value), of a line that was made when its item was last used: past its deadline it grows from
-    /// there. For a weight of 1.
-    pub(super) fn value_or_late(&self, now: u64, last: u64, newcomer: Newcomer) -> f64 {
-        if now > self.deadline { (now - last) as f64 } else { self.value(now, newcomer) }
+    /// As [`value`](Self::value), of a line that was made when its item was last used: past its deadline it grows with
+    /// the weight.
+    pub(super) fn value_or_late(&self, now: u64, last: u64, weight: f64, newcomers: &Newcomers) -> f64 {
+        if now > self.deadline { (now - last) as f64 * weight } else { self.value(now, newcomers) }
     }
 
     /// Larger goes first within its kind and slope.
@@ -72,13 +72,13 @@ impl Line {
     }
 }
 
-fn value(kind: Kind, slope: f64, zero: f64, now: u64, newcomer: Newcomer) -> f64 {
+fn value(kind: Kind, slope: f64, zero: f64, now: u64, newcomers: &Newcomers) -> f64 {
     let now = now as f64;
     slope
         * match kind {
             Kind::Rising => now - zero,
             Kind::Falling => zero - now,
-            Kind::Once => newcomer.expected(now - zero),
+            Kind::Once => newcomers.of(slope).expected(now - zero),
         }
 }
 
@@ -109,7 +109,7 @@ struct Class {
     slope: f64,
     /// By key, then by id: the same at every budget.
     heap: Heap<(u64, u64)>,
-    /// The same in reverse, for newcomers: see [`Newcomer::expected`].
+    /// The same in reverse, for newcomers: either end may be the worst.
     reverse: Heap<(u64, u64)>,
 }
 
@@ -202,13 +202,13 @@ impl Order {
     }
 
     /// The slot of the largest priority now.
-    pub(super) fn worst(&self, now: u64, newcomer: Newcomer) -> Option<Slot> {
+    pub(super) fn worst(&self, now: u64, newcomers: &Newcomers) -> Option<Slot> {
         let mut worst: Option<(f64, u64, u32)> = None;
         for class in &self.classes {
             let reverse = class.reverse.top().map(|((key, id), slot)| ((!key, id), slot));
             for ((key, id), slot) in class.heap.top().into_iter().chain(reverse) {
                 let zero = if class.kind == Kind::Falling { unordered(key) } else { -unordered(key) };
-                let value = value(class.kind, class.slope, zero, now, newcomer);
+                let value = value(class.kind, class.slope, zero, now, newcomers);
                 if worst.is_none_or(|(most, most_id, _)| value > most || (value == most && id > most_id)) {
                     worst = Some((value, id, slot));
                 }

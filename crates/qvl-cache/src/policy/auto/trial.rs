@@ -7,7 +7,7 @@
 
 use hashbrown::HashMap;
 
-use super::history::{History, Model, Newcomer};
+use super::history::{History, Model, Newcomers};
 use super::order::Line;
 
 /// The most ids in the sample. Twice as many are no better on the committed traces.
@@ -79,7 +79,7 @@ impl Trial {
     }
 
     /// A request for an id of the sample. Says which model is to be used, if that is another than before.
-    pub(super) fn request(&mut self, id: u64, history: &History, size: Size, newcomer: Newcomer) -> Option<Model> {
+    pub(super) fn request(&mut self, id: u64, history: &History, size: Size, newcomers: &Newcomers) -> Option<Model> {
         let lines = Model::ALL.map(|model| model.line(history, size.weight, history.last));
         let row = Row { id, history: *history, size, lines, inside: 0 };
         let at = *self.by_id.entry(id).or_insert(self.rows.len() as u32) as usize;
@@ -106,7 +106,7 @@ impl Trial {
                     self.held[model][part] += size.bytes;
                 }
             }
-            while self.evict(model, history.last, newcomer) {}
+            while self.evict(model, history.last, newcomers) {}
         }
         if self.rows.len() > IDS_MAX {
             self.shift += 1;
@@ -117,7 +117,7 @@ impl Trial {
     }
 
     /// Takes the worst out of each cache of a model that is too full. False if none is.
-    fn evict(&mut self, model: usize, now: u64, newcomer: Newcomer) -> bool {
+    fn evict(&mut self, model: usize, now: u64, newcomers: &Newcomers) -> bool {
         let full = |part: &usize| self.held[model][*part] > self.bytes / PARTS[*part];
         let over = (0..SIZES).filter(full).fold(0, |over, part| over | bit(model, part));
         if over == 0 {
@@ -129,7 +129,7 @@ impl Trial {
             if inside == 0 {
                 continue;
             }
-            let value = row.lines[model].value_or_late(now, row.history.last, newcomer);
+            let value = row.lines[model].value_or_late(now, row.history.last, row.size.weight, newcomers);
             for (part, worst) in worst.iter_mut().enumerate() {
                 if inside & bit(model, part) != 0 && value >= worst.0 {
                     *worst = (value, at);
