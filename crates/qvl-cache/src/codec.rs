@@ -1,5 +1,15 @@
 //! Codecs: how a value becomes bytes for the tiers below memory, and bytes a value.
 
+#[cfg(feature = "postcard")]
+mod postcard;
+#[cfg(feature = "rkyv")]
+mod rkyv;
+
+#[cfg(feature = "postcard")]
+pub use self::postcard::Postcard;
+#[cfg(feature = "rkyv")]
+pub use self::rkyv::{Rkyv, RkyvValue};
+
 use std::sync::Arc;
 
 use bytes::Bytes;

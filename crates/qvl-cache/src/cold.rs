@@ -1,6 +1,17 @@
 //! Cold tiers: what lies below the drive of the warm tier, or beside it. A folder, an object store, files that exist
 //! already; or a tier of the user's own.
 
+#[cfg(feature = "compression")]
+pub mod compress;
+pub mod folder;
+pub mod format;
+pub mod health;
+mod ledger;
+#[cfg(feature = "object-store")]
+pub mod object;
+pub mod ranges;
+mod tally;
+
 use bytes::Bytes;
 
 use crate::error::Result;
