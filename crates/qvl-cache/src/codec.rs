@@ -29,8 +29,8 @@ pub trait Codec<V>: Send + Sync + 'static {
     /// If the value has no bytes. It then stays in memory only.
     fn encode(&self, value: &V) -> Result<Bytes, Cause>;
 
-    /// The value of these bytes, which it may keep and read in place: they are page-aligned when they come from the
-    /// drive, else as they come.
+    /// The value of these bytes, which it may keep and read in place. They are aligned to 64 bytes when they come from a
+    /// file; from other tiers they come as they lie.
     ///
     /// # Errors
     ///
