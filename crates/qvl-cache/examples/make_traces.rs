@@ -59,7 +59,9 @@ fn opened(log: &str) -> Trace {
     let mut files: HashMap<&str, Option<(u64, u64)>> = HashMap::new();
     let mut requests = Vec::new();
     for line in log.lines().filter(|line| line.contains("openat")) {
-        let Some((call, path)) = line.rsplit_once(" = ").and_then(|(call, end)| Some((call, end.split_once('<')?.1))) else {
+        let Some((call, path)) =
+            line.rsplit_once(" = ").and_then(|(call, end)| Some((call, end.split_once('<')?.1)))
+        else {
             continue;
         };
         let path = path.trim_end_matches('>');

@@ -16,8 +16,10 @@ pub(crate) type Outcome<V, E> = Result<Option<V>, E>;
 
 /// The flights under way.
 pub(crate) struct Flights<K, V, E> {
-    shards: Box<[Mutex<HashMap<K, Arc<Flight<V, E>>>>]>,
+    shards: Box<[Mutex<Shard<K, V, E>>]>,
 }
+
+type Shard<K, V, E> = HashMap<K, Arc<Flight<V, E>>>;
 
 /// One search for one key.
 pub(crate) struct Flight<V, E> {

@@ -97,13 +97,15 @@ pub(crate) struct Counts {
 /// The tier.
 pub(crate) struct Hot<K, V> {
     hasher: DefaultHashBuilder,
-    shards: Box<[RwLock<HashTable<Entry<K, V>>>]>,
+    shards: Box<[Shard<K, V>]>,
     uses: Uses,
     core: Mutex<Core>,
     budget: AtomicU64,
     /// Tell the policy of a use when it happens: exact, and slower.
     exact: bool,
 }
+
+type Shard<K, V> = RwLock<HashTable<Entry<K, V>>>;
 
 struct Entry<K, V> {
     key: K,
@@ -178,7 +180,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
     }
 
     #[inline]
-    fn shard(&self, hash: u64) -> &RwLock<HashTable<Entry<K, V>>> {
+    fn shard(&self, hash: u64) -> &Shard<K, V> {
         // The table takes its tag from the highest bits and its place from the lowest: these are neither.
         &self.shards[(hash >> 32) as usize % SHARDS]
     }

@@ -3,7 +3,6 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
-#[cfg_attr(not(feature = "rocksdb"), expect(dead_code, reason = "what reads into them is left out"))]
 mod buffers;
 mod cache;
 mod clock;
@@ -11,6 +10,9 @@ pub mod codec;
 pub mod cold;
 mod error;
 mod flight;
+#[cfg(feature = "rocksdb")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hot;
 pub mod key;
 mod middle;

@@ -42,6 +42,8 @@ pub(crate) trait Middle: Send + Sync {
     fn get(&self, key: &[u8], id: KeyId) -> Fetched;
     /// A request that no tier could answer.
     fn missed(&self, id: KeyId);
+    /// The value leaves the tier above, where it was used: whether this one has it.
+    fn touch(&self, id: KeyId) -> bool;
     /// Stores a value.
     fn put(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32) -> Result<Kept>;
     /// Removes a value, also one that is being written.

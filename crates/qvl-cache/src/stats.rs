@@ -126,6 +126,8 @@ pub struct WarmStats {
     pub orphans_removed: u64,
     /// Errors of the drive, in reading, writing and removing.
     pub errors: u64,
+    /// The last of them.
+    pub last_error: Option<String>,
     /// Why values are not written at the moment; `None` while they are.
     pub degraded: Option<String>,
     /// Seconds for which this has been so.

@@ -2,8 +2,8 @@
 //!
 //! - `format.rs` the bytes on the drive; `folder.rs` the folder; `index.rs` RocksDB
 //! - `table.rs` what is there and who leaves (pure); `health.rs` whether the drive works (pure)
-//! - `read.rs` reading a file; `recover.rs` opening
-//! - this file: the operations, in which order things reach the drive, and what is counted
+//! - `read.rs` reading a file; `recover.rs` opening; `write.rs` in which order things reach the drive
+//! - `types.rs` settings, outcomes, statistics; this file: the operations, and what is counted
 //!
 //! Locks, in the order in which they are taken: `room` (who makes room), `flushing`, `writer` (the order of index
 //! changes is that of the table's), `table`. Only `table` is held for reading, never during I/O.
@@ -12,20 +12,14 @@
 //! was replaced later, the old or the new one is there. A file is not named by the index again once it was removed; a
 //! name is never used twice. Whatever else is found is noticed by its checksum and is a miss.
 
-use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use bytes::Bytes;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
 
 use crate::buffers::Buffers;
 use crate::key::{self, KeyId};
-use crate::policy::{Leave, Policy};
 use crate::stats::WarmStats;
 use crate::storage::Storage;
 use crate::{Error, Result};
@@ -39,145 +33,18 @@ mod recover;
 mod table;
 #[cfg(test)]
 mod tests;
+mod types;
+mod write;
 
 use folder::{Folder, io_error};
-use format::{Place, Record};
-use health::{Gate, Health};
-use index::{Changes, Index};
-use read::{ReadError, Reader, Value};
-use table::{Entry, NoRoom, Step, Superseded, Table};
+use format::Place;
+use health::Health;
+use index::Index;
+use read::{ReadError, Reader};
+use table::Table;
 
-/// Time since anything, never going back.
-pub(crate) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
-
-/// Takes what leaves a tier to the one below.
-pub(crate) trait Spill: Send + Sync {
-    /// Called before the value is deleted, without locks that readers need. Room for the next value waits for it, so
-    /// it should be quick; it must not write to the tier that calls it.
-    fn spill(&self, key: &[u8], value: Bytes, cost: f32);
-}
-
-/// How values' files are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ReadMode {
-    /// Through the page cache: values that were read or written lately come from memory.
-    Buffered,
-    /// Past the page cache (`O_DIRECT`): spares a copy and leaves the cache to others, and what is read again comes from
-    /// the drive again. Where the file system offers none, values are read through the cache; the statistics say so.
-    Direct,
-    /// Through the page cache: it is the faster one whenever a value is still there, and within some per cent of the
-    /// other when it is not.
-    #[default]
-    Auto,
-}
-
-/// What a warm tier is opened with.
-pub(crate) struct WarmSettings {
-    pub(crate) folder: PathBuf,
-    /// Bytes on the drive, at most; what counts is said at [`charge_of`].
-    pub(crate) budget_bytes: u64,
-    /// What the values belong to: a folder filled for something else is not opened.
-    pub(crate) fingerprint: String,
-    /// Rather clear such a folder.
-    pub(crate) clear_other_fingerprint: bool,
-    /// Values up to this many bytes are stored in RocksDB, longer ones in files.
-    pub(crate) small_max: usize,
-    pub(crate) read_mode: ReadMode,
-    /// Threads that read one large value together, at most.
-    pub(crate) read_threads: usize,
-    pub(crate) policy: Box<dyn Policy>,
-    pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) spill: Option<Arc<dyn Spill>>,
-    pub(crate) buffers: Buffers,
-    pub(crate) clock: Clock,
-}
-
-/// The default of [`WarmSettings::small_max`].
-pub(crate) const SMALL_MAX: usize = 16 << 10;
-
-/// What a [`Warm::get`] finds.
-#[derive(Debug)]
-pub(crate) enum Found {
-    Hit {
-        value: Bytes,
-        /// Seconds, as it was put with.
-        cost: f32,
-    },
-    Miss,
-    /// It was there, but not what was put. It is not there any more.
-    Damaged {
-        what: String,
-    },
-}
-
-/// What becomes of a [`Warm::put`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Put {
-    Stored,
-    Refused(Refusal),
-}
-
-/// Why a value is not stored. An older value of the key is gone too (except with `Busy`): it is not known to be right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// It takes more than the whole budget.
-    TooLarge { bytes: u64, budget_bytes: u64 },
-    /// The policy would give it up before anything that is there.
-    NotWorth,
-    /// All that is there is pinned.
-    Pinned,
-    /// Another write of this key is under way.
-    Busy,
-    /// The key was removed while it was written.
-    Removed,
-    /// The drive failed before and is not tried again yet.
-    Degraded { reason: String },
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLarge { bytes, budget_bytes } => {
-                write!(f, "it takes {bytes} bytes, the tier has {budget_bytes}")
-            }
-            Self::NotWorth => f.write_str("what is there is worth more"),
-            Self::Pinned => f.write_str("all that is there is pinned"),
-            Self::Busy => f.write_str("another write of this key is under way"),
-            Self::Removed => f.write_str("it was removed while it was written"),
-            Self::Degraded { reason } => f.write_str(reason),
-        }
-    }
-}
-
-/// What is known of a value without reading it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Info {
-    /// Of the value alone.
-    pub(crate) value_bytes: u64,
-    /// Of the budget.
-    pub(crate) charge_bytes: u64,
-    pub(crate) cost: f32,
-    /// What the policy holds it worth, in seconds a byte and request.
-    pub(crate) worth: f64,
-    pub(crate) uses: u32,
-    /// In RocksDB rather than in a file of its own.
-    pub(crate) inline: bool,
-    /// The policy's reason.
-    pub(crate) why: String,
-}
-
-/// What a stored value of this many bytes takes of the budget: files are rounded up to the file system's blocks, and
-/// an entry has its record, its inode and its place in memory.
-pub(crate) fn charge_of(place: Place, stored_bytes: u64) -> u64 {
-    const BLOCK_BYTES: u64 = 4096;
-    const ENTRY_BYTES: u64 = 512;
-    let bytes = match place {
-        Place::Inline => stored_bytes,
-        Place::File => stored_bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES),
-    };
-    bytes.saturating_add(ENTRY_BYTES)
-}
+pub use types::ReadMode;
+pub(crate) use types::{Clock, Found, Info, Put, Refusal, Spill, WarmSettings, charge_of};
 
 /// A warm tier that is open. Dropping it closes it; [`close`](Self::close) says what went wrong then.
 pub(crate) struct Warm {
@@ -203,6 +70,7 @@ struct Shared {
     generation: AtomicU64,
     stop: AtomicBool,
     count: Counts,
+    last_error: Mutex<Option<String>>,
     read_mode: String,
     index_rebuilt: Option<String>,
 }
@@ -260,6 +128,7 @@ impl Warm {
             generation: AtomicU64::new(recovered.next_generation),
             stop: AtomicBool::new(false),
             count: Counts { damaged: AtomicU64::new(recovered.damaged), ..Counts::default() },
+            last_error: Mutex::default(),
             read_mode,
             index_rebuilt: recovered.rebuilt,
         });
@@ -286,8 +155,8 @@ impl Warm {
                 }
                 // Another key with the same id.
                 Ok(_) => break,
-                Err(ReadError::Unavailable(_)) => {
-                    add(&shared.count.errors, 1);
+                Err(ReadError::Unavailable(error)) => {
+                    shared.failed(format!("reading {}: {error}", key::shown(key)));
                     break;
                 }
                 Err(error) => {
@@ -428,6 +297,7 @@ impl Warm {
             refused: read(&count.refused),
             orphans_removed: read(&count.orphans_removed),
             errors: read(&count.errors),
+            last_error: shared.last_error.lock().clone(),
             degraded: degraded.map(|degraded| degraded.reason.clone()),
             degraded_seconds: degraded
                 .map_or(0.0, |degraded| now.saturating_sub(degraded.since).as_secs_f64()),
@@ -456,394 +326,6 @@ impl Drop for Warm {
         if self.sweeper.is_some() || !self.shared.stop.load(Ordering::Relaxed) {
             let _ = self.finish();
         }
-    }
-}
-
-impl Shared {
-    fn put(&self, key: &[u8], id: KeyId, value: &[u8], cost: f32) -> Result<Put> {
-        let place = if value.len() <= self.small_max { Place::Inline } else { Place::File };
-        let key_bytes = u32::try_from(key.len()).unwrap_or(u32::MAX);
-        let stored_bytes = format::stored_bytes(value.len() as u64, key_bytes).unwrap_or(u64::MAX);
-        let (charge, budget_bytes) = (charge_of(place, stored_bytes), self.table.lock().budget());
-        if charge > budget_bytes {
-            return Ok(self.refuse(id, Refusal::TooLarge { bytes: charge, budget_bytes }));
-        }
-        let gate = self.health.lock().gate((self.clock)());
-        match gate {
-            Gate::Open => {}
-            Gate::Probe => self.repair()?,
-            Gate::Shut(reason) => return Ok(self.refuse(id, Refusal::Degraded { reason })),
-        }
-        match self.make_room(Some((id, charge, cost)))? {
-            None => {}
-            Some(NoRoom::Busy) => return Ok(Put::Refused(Refusal::Busy)),
-            Some(NoRoom::NotWorth) => return Ok(Put::Refused(Refusal::NotWorth)),
-            Some(NoRoom::Pinned) => return Ok(Put::Refused(Refusal::Pinned)),
-        }
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
-        let written = self.write(key, id, value, cost, place, generation);
-        match written {
-            Ok(true) => {
-                self.health.lock().succeeded();
-                Ok(Put::Stored)
-            }
-            Ok(false) => {
-                self.abort(id, Some(generation).filter(|_| place == Place::File), Leave::Removed);
-                Ok(Put::Refused(Refusal::Removed))
-            }
-            Err(error) => {
-                self.abort(id, Some(generation).filter(|_| place == Place::File), Leave::Evicted);
-                self.write_failed(&error);
-                Err(error)
-            }
-        }
-    }
-
-    /// `false` if the key was removed meanwhile.
-    fn write(
-        &self,
-        key: &[u8],
-        id: KeyId,
-        value: &[u8],
-        cost: f32,
-        place: Place,
-        generation: u64,
-    ) -> Result<bool> {
-        let too_long = || Error::Setting {
-            name: "key",
-            value: key::shown(key),
-            reason: "a key has at most 4 GiB".to_owned(),
-        };
-        let footer = format::encode_footer(key, value, generation, cost).ok_or_else(too_long)?;
-        let mut changes = Changes::default();
-        match place {
-            Place::Inline => changes.small(id, [value, &footer].concat()),
-            Place::File => {
-                let path = self.folder.value(generation);
-                let written = self.storage.write_new(&path, &[value, &footer]);
-                written.map_err(|source| io_error(&path, "write", source))?;
-                add(&self.count.file_bytes_written, (value.len() + footer.len()) as u64);
-            }
-        }
-        let removable = {
-            let _writer = self.writer.lock();
-            let before = {
-                let table = self.table.lock();
-                if table.cancelled(id) {
-                    return Ok(false);
-                }
-                table.before(id, place)
-            };
-            let (key_bytes, value_bytes) = (key.len() as u32, value.len() as u64);
-            let record = Record { place, key_bytes, value_bytes, generation, cost, before };
-            changes.record(id, record);
-            self.pay_owed(&mut changes, Some(id));
-            self.index.write(changes).map_err(|what| self.index_error("writing the index", what))?;
-            self.table.lock().publish(id, record)
-        };
-        if let Some((generation, charge)) = removable {
-            self.discard(Place::File, generation, charge);
-        }
-        Ok(true)
-    }
-
-    /// Ends a write that came to nothing, with its file and the key's older value.
-    fn abort(&self, id: KeyId, generation: Option<u64>, why: Leave) {
-        if let Some(generation) = generation {
-            self.remove_file(generation);
-        }
-        let older = {
-            let _writer = self.writer.lock();
-            let older = self.table.lock().abort(id, true, why);
-            self.forget_in_index(id);
-            older
-        };
-        self.discard_entry(older);
-    }
-
-    /// Refuses a value that was not begun. An older value of the key would be wrong now.
-    fn refuse(&self, id: KeyId, refusal: Refusal) -> Put {
-        self.forget(id, None);
-        Put::Refused(refusal)
-    }
-
-    /// Makes room for a value, or until the budget holds. `None` is success.
-    fn make_room(&self, begin: Option<(KeyId, u64, f32)>) -> Result<Option<NoRoom>> {
-        let _room = self.room.lock();
-        if let Some((id, charge, cost)) = begin
-            && let Err(no) = self.table.lock().begin(id, charge, cost)
-        {
-            return Ok(Some(no));
-        }
-        let writing = begin.map(|(id, ..)| id);
-        let give_up = |why| {
-            if let Some(id) = writing {
-                let older = {
-                    let _writer = self.writer.lock();
-                    let older = self.table.lock().abort(id, false, why);
-                    if older.is_some() {
-                        self.forget_in_index(id);
-                    }
-                    older
-                };
-                self.discard_entry(older);
-            }
-        };
-        loop {
-            let step = self.table.lock().make_room(writing);
-            match step {
-                Step::Reserved => return Ok(None),
-                Step::Evict(id, entry) => self.evict(id, &entry),
-                Step::Flush => {
-                    if let Err(error) = self.flush() {
-                        give_up(Leave::Removed);
-                        return Err(error);
-                    }
-                }
-                Step::No(no) => {
-                    give_up(Leave::Evicted);
-                    return Ok(Some(no));
-                }
-            }
-        }
-    }
-
-    fn evict(&self, id: KeyId, entry: &Entry) {
-        if let Some(spill) = &self.spill {
-            match self.read(id, &entry.record) {
-                Ok(read) => spill.spill(&read.key, read.value, read.cost),
-                Err(ReadError::Unavailable(_)) => add(&self.count.errors, 1),
-                Err(ReadError::Damaged(_) | ReadError::Missing) => add(&self.count.damaged, 1),
-            }
-        }
-        {
-            let _writer = self.writer.lock();
-            if self.table.lock().take(id, Some(entry.record.generation)).is_some() {
-                self.forget_in_index(id);
-            }
-        }
-        self.discard(entry.record.place, entry.record.generation, entry.charge);
-        add(&self.count.evicted, 1);
-    }
-
-    /// Removes an entry, if it is this generation (or any). Returns whether it was there.
-    fn forget(&self, id: KeyId, generation: Option<u64>) -> bool {
-        let entry = {
-            let _writer = self.writer.lock();
-            let entry = self.table.lock().take(id, generation);
-            if entry.is_some() {
-                self.forget_in_index(id);
-            }
-            entry
-        };
-        self.discard_entry(entry);
-        entry.is_some()
-    }
-
-    /// With `writer` held.
-    fn forget_in_index(&self, id: KeyId) {
-        let mut changes = Changes::default();
-        changes.forget(id);
-        if let Err(what) = self.index.write(changes) {
-            self.owed.lock().insert(id);
-            self.write_failed(&self.index_error("writing the index", what));
-        }
-    }
-
-    /// Adds deletions that failed before, except of a key that is written now.
-    fn pay_owed(&self, changes: &mut Changes, writing: Option<KeyId>) {
-        let mut owed = self.owed.lock();
-        if owed.is_empty() {
-            return;
-        }
-        let table = self.table.lock();
-        for id in owed.drain() {
-            if Some(id) != writing && table.get(id).is_none() {
-                changes.forget(id);
-            }
-        }
-    }
-
-    /// Removes what an entry holds, unless it is leaving: then whoever evicts it does.
-    fn discard_entry(&self, entry: Option<Entry>) {
-        if let Some(entry) = entry.filter(|entry| entry.slot.is_some()) {
-            self.discard(entry.record.place, entry.record.generation, entry.charge);
-        }
-    }
-
-    fn discard(&self, place: Place, generation: u64, charge: u64) {
-        if place == Place::File {
-            self.remove_file(generation);
-        }
-        self.table.lock().release(charge);
-    }
-
-    /// One that cannot be removed is an orphan, and tried again at the next opening.
-    fn remove_file(&self, generation: u64) {
-        if self.storage.remove(&self.folder.value(generation)).is_err() {
-            add(&self.count.errors, 1);
-        }
-    }
-
-    fn read(&self, id: KeyId, record: &Record) -> Result<Value, ReadError> {
-        let value = match record.place {
-            Place::File => {
-                let path = self.folder.value(record.generation);
-                self.reader.read(&*self.storage, &path, record)?
-            }
-            Place::Inline => {
-                let stored = self.index.small(id)?.ok_or(ReadError::Missing)?;
-                // Of any generation: it may have been replaced since the table was asked.
-                let decoded = format::decode_stored(&stored);
-                let (value, key, tail) = decoded.map_err(|wrong| ReadError::Damaged(wrong.to_string()))?;
-                Value { value: stored.slice_ref(value), key: stored.slice_ref(key), cost: tail.cost }
-            }
-        };
-        add(&self.count.bytes_read, (value.value.len() + value.key.len() + format::TAIL_BYTES) as u64);
-        Ok(value)
-    }
-
-    fn flush(&self) -> Result<()> {
-        let flushed = self.flush_all();
-        if let Err(error) = &flushed {
-            self.write_failed(error);
-        }
-        flushed
-    }
-
-    fn flush_all(&self) -> Result<()> {
-        let _flushing = self.flushing.lock();
-        let (dirty, superseded) = {
-            let mut table = self.table.lock();
-            (std::mem::take(&mut table.dirty), std::mem::take(&mut table.superseded))
-        };
-        match self.flush_these(&dirty, &superseded) {
-            Ok((unneeded, needed)) => {
-                self.table.lock().superseded.extend(needed);
-                for old in unneeded {
-                    self.discard(old.place, old.generation, old.charge);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // Synchronised again with the next flush; those that are gone by then are passed over.
-                let mut table = self.table.lock();
-                table.dirty.extend(dirty);
-                table.superseded.extend(superseded);
-                Err(error)
-            }
-        }
-    }
-
-    /// Returns what was superseded and is not needed any more, and what still is.
-    fn flush_these(
-        &self,
-        dirty: &[(KeyId, u64)],
-        superseded: &[Superseded],
-    ) -> Result<(Vec<Superseded>, Vec<Superseded>)> {
-        let mut folders = HashSet::new();
-        for (id, generation) in dirty {
-            if !self.is_current(*id, *generation) {
-                continue;
-            }
-            let path = self.folder.value(*generation);
-            match self.storage.sync(&path) {
-                Ok(()) => _ = folders.insert(self.folder.value_folder(*generation)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if self.is_current(*id, *generation) && self.forget(*id, Some(*generation)) {
-                        add(&self.count.damaged, 1);
-                    }
-                }
-                Err(source) => {
-                    // What the drive holds of it now is not known, and a second try would not say.
-                    if self.forget(*id, Some(*generation)) {
-                        add(&self.count.damaged, 1);
-                    }
-                    return Err(io_error(&path, "synchronise", source));
-                }
-            }
-        }
-        for folder in folders {
-            self.storage.sync_folder(&folder).map_err(|source| io_error(&folder, "synchronise", source))?;
-        }
-        let (unneeded, needed) = {
-            let _writer = self.writer.lock();
-            let mut changes = Changes::default();
-            let (unneeded, needed) = {
-                let mut table = self.table.lock();
-                for (id, generation) in dirty {
-                    if let Some(record) = table.synced(*id, *generation) {
-                        changes.record(*id, record);
-                    }
-                }
-                let (unneeded, needed): (Vec<_>, Vec<_>) =
-                    superseded.iter().copied().partition(|old| table.unneeded(old));
-                for old in unneeded.iter().filter(|old| old.place == Place::Inline) {
-                    if table.get(old.id).is_none_or(|entry| entry.record.place == Place::File) {
-                        changes.forget_small(old.id);
-                    }
-                }
-                (unneeded, needed)
-            };
-            self.pay_owed(&mut changes, None);
-            self.index.write(changes).map_err(|what| self.index_error("writing the index", what))?;
-            (unneeded, needed)
-        };
-        self.index.sync().map_err(|what| self.index_error("synchronising the index", what))?;
-        Ok((unneeded, needed))
-    }
-
-    fn is_current(&self, id: KeyId, generation: u64) -> bool {
-        self.table.lock().get(id).is_some_and(|entry| entry.record.generation == generation)
-    }
-
-    /// Saves the order if there were as many uses since it was.
-    fn save_order(&self, uses_min: u64) -> Result<()> {
-        let order = {
-            let mut table = self.table.lock();
-            if table.unsaved_uses < uses_min {
-                return Ok(());
-            }
-            table.unsaved_uses = 0;
-            table.order()
-        };
-        let path = self.folder.order();
-        let saved = self.folder.replace(&path, &format::encode_order(&order), &*self.storage);
-        let bytes = saved.map_err(|source| io_error(&path, "write", source))?;
-        add(&self.count.file_bytes_written, bytes);
-        Ok(())
-    }
-
-    /// Before the first write after a failure: RocksDB leaves its read-only state only when it is opened again, and
-    /// folders may have gone with a drive that came back.
-    fn repair(&self) -> Result<()> {
-        let repaired = if self.folder.marker().is_file() {
-            let folders = self.folder.create_value_folders(&*self.storage);
-            folders.map_err(|source| io_error(self.folder.path(), "create the folders in", source)).and_then(
-                |()| {
-                    let _writer = self.writer.lock();
-                    self.index
-                        .reopen()
-                        .map_err(|error| self.index_error("opening the index", format!("{error:?}")))
-                },
-            )
-        } else {
-            Err(io_error(self.folder.path(), "find the folder's marker in", io::ErrorKind::NotFound.into()))
-        };
-        if let Err(error) = &repaired {
-            self.write_failed(error);
-        }
-        repaired
-    }
-
-    fn write_failed(&self, error: &Error) {
-        add(&self.count.errors, 1);
-        let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-        self.health.lock().failed((self.clock)(), format!("{error}{source}"));
-    }
-
-    fn index_error(&self, operation: &'static str, what: String) -> Error {
-        Error::Tier { tier: self.folder.index().display().to_string(), operation, source: what.into() }
     }
 }
 

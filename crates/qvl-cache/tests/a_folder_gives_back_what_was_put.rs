@@ -1,5 +1,7 @@
 //! A folder as a cold tier: what was put comes back, also after a restart; what is damaged does not; the budget holds.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
+
 #[path = "common/lru.rs"]
 mod lru;
 

@@ -1,5 +1,7 @@
 //! Whatever is done in whatever order: a key gives its last value, or none; and budgets hold.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

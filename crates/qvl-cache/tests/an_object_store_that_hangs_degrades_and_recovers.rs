@@ -1,6 +1,7 @@
 //! An object store as a cold tier: what was put comes back; a store that does not answer costs a time-out, then nothing,
 //! then it is tried again; damage is a miss.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 #![cfg(feature = "object-store")]
 
 #[path = "common/lru.rs"]

@@ -1,5 +1,7 @@
 //! Codecs: what was encoded decodes to the same value; any other bytes are an error or a value, never a panic.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,5 +1,6 @@
 //! The futures, polled by the smallest executor there is.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 #![cfg(feature = "async")]
 
 use std::future::Future;

@@ -1,5 +1,6 @@
 //! The warm tier behind the door: what was flushed is there again, and folders that are not ours are left alone.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![cfg(feature = "rocksdb")]
 
 use std::collections::HashMap;

@@ -15,7 +15,7 @@ use crate::middle::{Below, Fetched, Middle};
 use crate::policy::PolicyName;
 use crate::stats::WarmStats;
 use crate::storage::{Disk, Storage};
-use crate::warm::{self, Found, Put, ReadMode, SMALL_MAX, Spill, Warm, WarmSettings};
+use crate::warm::{self, Found, Put, ReadMode, Spill, Warm, WarmSettings};
 
 /// The settings of a warm tier.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl WarmOptions {
             bytes,
             fingerprint: String::new(),
             clear_other: false,
-            small_max: SMALL_MAX,
+            small_max: WarmSettings::SMALL_MAX,
             read_mode: ReadMode::Auto,
             read_threads: 1,
             policy: None,
@@ -159,6 +159,10 @@ impl Middle for Drive {
         self.with((), |warm| warm.missed(id));
     }
 
+    fn touch(&self, id: KeyId) -> bool {
+        self.with(false, |warm| warm.touch(id))
+    }
+
     fn put(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32) -> Result<Kept> {
         let Some(put) = self.with(None, |warm| Some(warm.put(key, id, value, cost))) else {
             return Err(Error::Closed);
@@ -166,7 +170,7 @@ impl Middle for Drive {
         match put? {
             Put::Stored => Ok(Kept::Stored),
             Put::Refused(warm::Refusal::TooLarge { .. }) => Ok(Kept::Refused(Refusal::TooLarge)),
-            Put::Refused(warm::Refusal::NotWorth | warm::Refusal::Pinned | warm::Refusal::Removed) => {
+            Put::Refused(warm::Refusal::NotWorth | warm::Refusal::Removed) => {
                 Ok(Kept::Refused(Refusal::NotWorthIt))
             }
             Put::Refused(why @ (warm::Refusal::Busy | warm::Refusal::Degraded { .. })) => {

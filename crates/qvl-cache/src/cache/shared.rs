@@ -241,10 +241,10 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         let bytes = key.bytes();
         let id = KeyId::of(&bytes);
         let _reading = (purpose == Purpose::Get).then(|| Reading::begin(&self.reads));
-        self.from_warm(&bytes, id).or_else(|| self.from_cold(&bytes, id))
+        self.search_warm(&bytes, id).or_else(|| self.search_cold(&bytes, id))
     }
 
-    fn from_warm(&self, key: &[u8], id: KeyId) -> Option<Found<V>> {
+    fn search_warm(&self, key: &[u8], id: KeyId) -> Option<Found<V>> {
         let warm = self.warm.as_ref()?;
         // Before the read: whatever is written meanwhile is later.
         let version = self.next_version();
@@ -271,7 +271,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         }
     }
 
-    fn from_cold(&self, key: &[u8], id: KeyId) -> Option<Found<V>> {
+    fn search_cold(&self, key: &[u8], id: KeyId) -> Option<Found<V>> {
         if self.cold.is_empty() {
             return None;
         }

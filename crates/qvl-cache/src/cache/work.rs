@@ -284,10 +284,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             }
         }
         self.transit.wait_until_stored(version);
-        if !self.cold.is_empty() {
-            if let Err(error) = self.clear_stale(None) {
-                failed.get_or_insert(error);
-            }
+        if let Err(error) = self.clear_stale(None) {
+            failed.get_or_insert(error);
         }
         if let Some(Err(error)) = self.warm.as_ref().map(|warm| warm.flush()) {
             failed.get_or_insert(error);

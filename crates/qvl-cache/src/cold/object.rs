@@ -291,7 +291,11 @@ impl ObjectTier {
     /// Removes the objects of values that left. The first failure is returned after all were tried.
     fn remove_objects(&self, leaving: &[KeyId]) -> Result<()> {
         self.tally.evicted(leaving.len() as u64);
-        leaving.iter().fold(Ok(()), |first, &id| first.and(self.delete(id)))
+        let mut first = Ok(());
+        for &id in leaving {
+            first = first.and(self.delete(id));
+        }
+        first
     }
 
     /// The object of an id: `Some(None)` if it is larger than a value may be.

@@ -144,11 +144,11 @@ impl Policy for Cyclic {
     }
 
     fn order(&self) -> Vec<Slot> {
-        let mut order: Vec<_> = self.kept.lists.from_back(USED).collect();
+        let mut order: Vec<_> = self.kept.lists.backwards(USED).collect();
         if self.rule == Rule::Loop {
             order.reverse();
         }
-        order.extend(self.kept.lists.from_back(PINNED));
+        order.extend(self.kept.lists.backwards(PINNED));
         order
     }
 

@@ -109,7 +109,7 @@ impl Policy for Lru {
     }
 
     fn order(&self) -> Vec<Slot> {
-        self.lists.from_back(USED).chain(self.lists.from_back(PINNED)).collect()
+        self.lists.backwards(USED).chain(self.lists.backwards(PINNED)).collect()
     }
 
     fn why(&self, slot: Slot) -> String {

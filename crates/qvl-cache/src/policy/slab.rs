@@ -128,7 +128,7 @@ impl<const N: usize> Lists<N> {
     }
 
     /// From the back to the front.
-    pub(crate) fn from_back(&self, list: usize) -> impl Iterator<Item = Slot> {
+    pub(crate) fn backwards(&self, list: usize) -> impl Iterator<Item = Slot> {
         std::iter::successors(self.back(list), |slot| {
             Some(self.links[slot.0 as usize].front).filter(|at| *at != NONE).map(Slot)
         })
@@ -149,8 +149,8 @@ mod tests {
         lists.push_front(0, Slot(0));
         assert_eq!(lists.remove(Slot(3)), Some(0));
         assert_eq!(lists.remove(Slot(3)), None);
-        assert_eq!(lists.from_back(0).collect::<Vec<_>>(), [Slot(1), Slot(0)]);
-        assert_eq!(lists.from_back(1).collect::<Vec<_>>(), [Slot(2)]);
+        assert_eq!(lists.backwards(0).collect::<Vec<_>>(), [Slot(1), Slot(0)]);
+        assert_eq!(lists.backwards(1).collect::<Vec<_>>(), [Slot(2)]);
         assert_eq!(
             (lists.front(0), lists.list_of(Slot(2)), lists.list_of(Slot(3))),
             (Some(Slot(0)), Some(1), None)

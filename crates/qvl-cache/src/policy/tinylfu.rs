@@ -92,7 +92,7 @@ impl TinyLfu {
         let mut missing = self.total().saturating_sub(self.budget).max(1);
         let own = self.frequency(candidate);
         let mut others = 0;
-        let main = self.lists.from_back(PROBATION).chain(self.lists.from_back(PROTECTED));
+        let main = self.lists.backwards(PROBATION).chain(self.lists.backwards(PROTECTED));
         for slot in main.filter(|slot| *slot != candidate) {
             others += self.frequency(slot);
             if others >= own {
@@ -196,7 +196,7 @@ impl Policy for TinyLfu {
             if !self.wins(candidate) {
                 return Some(candidate);
             }
-            let main = self.lists.from_back(PROBATION).chain(self.lists.from_back(PROTECTED));
+            let main = self.lists.backwards(PROBATION).chain(self.lists.backwards(PROTECTED));
             return main.into_iter().find(|slot| *slot != candidate);
         }
         [PROBATION, PROTECTED, WINDOW].into_iter().find_map(|list| self.lists.back(list))
@@ -224,7 +224,7 @@ impl Policy for TinyLfu {
     fn order(&self) -> Vec<Slot> {
         [PROBATION, PROTECTED, WINDOW, PINNED]
             .into_iter()
-            .flat_map(|list| self.lists.from_back(list))
+            .flat_map(|list| self.lists.backwards(list))
             .collect()
     }
 

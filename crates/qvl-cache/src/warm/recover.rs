@@ -284,11 +284,15 @@ pub(crate) fn sweep(shared: &Shared) {
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(files) = shared.storage.list(&shared.folder.value_folder(fan)) else {
-            // Nothing is known of these: they stay, and are found when they are read.
-            expected.retain(|generation, _| generation % FAN_OUT != fan);
-            shared.count.errors.fetch_add(1, Ordering::Relaxed);
-            continue;
+        let path = shared.folder.value_folder(fan);
+        let files = match shared.storage.list(&path) {
+            Ok(files) => files,
+            Err(error) => {
+                // Nothing is known of these: they stay, and are found when they are read.
+                expected.retain(|generation, _| generation % FAN_OUT != fan);
+                shared.failed(format!("{}: cannot read the folder: {error}", path.display()));
+                continue;
+            }
         };
         for (path, bytes) in files {
             let Some(generation) = folder::generation_of(&path).filter(|generation| *generation < current)
@@ -302,7 +306,7 @@ pub(crate) fn sweep(shared: &Shared) {
                 Some(_) => {}
                 None => match shared.storage.remove(&path) {
                     Ok(()) => _ = shared.count.orphans_removed.fetch_add(1, Ordering::Relaxed),
-                    Err(_) => _ = shared.count.errors.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => shared.failed(format!("{}: cannot remove: {error}", path.display())),
                 },
             }
         }

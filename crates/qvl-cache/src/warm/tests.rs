@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::format::Record;
+use super::index::Changes;
 use super::*;
-use crate::policy::{Item, Slot};
+use crate::policy::{Item, Leave, Policy, Slot};
 use crate::storage::{Disk, Fault, Faulty, Operation, What};
 
 mod damage;

@@ -1,5 +1,6 @@
 //! What several tests use: a cold tier in memory that can fail, and values that tell which key and version they are of.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::collections::HashMap;

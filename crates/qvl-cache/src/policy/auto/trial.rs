@@ -79,7 +79,13 @@ impl Trial {
     }
 
     /// A request for an id of the sample. Says which model is to be used, if that is another than before.
-    pub(super) fn request(&mut self, id: u64, history: &History, size: Size, newcomers: &Newcomers) -> Option<Model> {
+    pub(super) fn request(
+        &mut self,
+        id: u64,
+        history: &History,
+        size: Size,
+        newcomers: &Newcomers,
+    ) -> Option<Model> {
         let lines = Model::ALL.map(|model| model.line(history, size.weight, history.last));
         let row = Row { id, history: *history, size, lines, inside: 0 };
         let at = *self.by_id.entry(id).or_insert(self.rows.len() as u32) as usize;

@@ -39,7 +39,6 @@ fn a_value_file_with_any_damage_is_dropped_and_reported() {
     let whole = value(1, 2000);
     for damage in 0..200_u64 {
         put(&warm, "key", &whole);
-        warm.flush().unwrap();
         let path = files(folder.path())[0].clone();
         let mut bytes = std::fs::read(&path).unwrap();
         if damage % 4 == 3 {

@@ -95,6 +95,7 @@ fn a_value_that_cannot_be_opened_for_now_is_a_miss_and_stays() {
     assert_eq!(get(&warm, "key"), None);
     assert_eq!(get(&warm, "key"), Some(value(1, 5000)));
     assert_eq!((warm.stats().errors, warm.stats().damaged), (1, 0));
+    assert!(warm.stats().last_error.is_some_and(|error| error.contains("open files")));
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn pinned_values_stay_and_a_value_for_which_there_is_no_room_is_refused() {
     put(&warm, "a", &value(1, 15_000));
     assert!(warm.pin(id) && warm.pin(id) && !warm.pin(KeyId::of(b"unknown")));
     warm.unpin(id);
-    assert_eq!(put(&warm, "b", &value(2, 15_000)), Put::Refused(Refusal::Pinned));
+    assert_eq!(put(&warm, "b", &value(2, 15_000)), Put::Refused(Refusal::NotWorth));
     let too_large = put(&warm, "c", &value(3, 20_000));
     assert_eq!(too_large, Put::Refused(Refusal::TooLarge { bytes: 20_992, budget_bytes: 20_000 }));
     assert_eq!(get(&warm, "a"), Some(value(1, 15_000)));
@@ -100,6 +100,29 @@ fn removed_values_are_gone_with_their_bytes_and_after_reopening() {
     drop(warm);
     let warm = open(&folder);
     assert!(!has(&warm, "small") && !has(&warm, "file"));
+}
+
+#[test]
+fn a_use_that_was_served_above_keeps_a_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let warm = Warm::open(WarmSettings { budget_bytes: 20_000, ..settings(folder.path()) }).unwrap();
+    put(&warm, "a", &value(1, 8000));
+    put(&warm, "b", &value(2, 8000));
+    assert!(warm.touch(KeyId::of(b"a")) && !warm.touch(KeyId::of(b"unknown")));
+    warm.missed(KeyId::of(b"unknown"));
+    put(&warm, "c", &value(3, 8000));
+    assert!(has(&warm, "a") && !has(&warm, "b"));
+    let info = warm.contains(KeyId::of(b"a")).unwrap();
+    let expected = Info {
+        value_bytes: 8000,
+        charge_bytes: 8704,
+        cost: 0.5,
+        worth: 1.0,
+        uses: 1,
+        inline: false,
+        why: String::new(),
+    };
+    assert_eq!(info, expected);
 }
 
 #[test]
