@@ -99,7 +99,11 @@ mod rkyv {
     fn same(archived: &RkyvValue<Value>, value: &Value) -> bool {
         let found = archived.get().unwrap();
         found.0.iter().map(|number| number.to_native()).eq(value.0.iter().copied())
-            && found.1.iter().map(|text| text.as_str()).eq(value.1.iter().map(String::as_str))
+            && found
+                .1
+                .iter()
+                .map(::rkyv::string::ArchivedString::as_str)
+                .eq(value.1.iter().map(String::as_str))
             && found.2.as_ref().map(|number| number.to_native()) == value.2
     }
 

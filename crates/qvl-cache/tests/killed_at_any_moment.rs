@@ -4,7 +4,12 @@
 //! The test runs itself as a child that does random things to a cache and says so before and after each; it is killed
 //! after a random time, and another opens what is left. `QVL_CACHE_KILLS` says how often [default: 30].
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a failed unwrap is a failed test"
+)]
 #![cfg(all(feature = "rocksdb", unix))]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -146,7 +146,7 @@ impl Header {
     }
 
     /// Reads the header of a whole file, and checks it with the key and the file's length. The stored bytes are not
-    /// looked at: see [`open`].
+    /// looked at.
     ///
     /// # Errors
     ///
@@ -365,6 +365,27 @@ mod tests {
         let whole = file(b"k", &[0; 100]);
         assert_eq!(open(&whole, b"k", 99, &Buffers::new(0)), Err(Damage::TooLarge));
         assert!(open(&whole, b"k", 100, &Buffers::new(0)).is_ok());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_header_of_any_numbers_with_a_right_checksum_is_damage_and_no_panic(
+            compression: u8, key_bytes: u32, short_key in 0u32..100, use_short: bool,
+            value_bytes: u64, stored_bytes: u64, stored_sum: u64, rest: Vec<u8>,
+        ) {
+            let key_bytes = if use_short { short_key } else { key_bytes };
+            let mut file = [&MAGIC[..], &VERSION.to_le_bytes(), &[compression % 4, 0]].concat();
+            file.extend(key_bytes.to_le_bytes());
+            file.extend(0f32.to_le_bytes());
+            [value_bytes, stored_bytes, stored_sum].iter().for_each(|number| file.extend(number.to_le_bytes()));
+            let key = rest.get(..key_bytes as usize).unwrap_or(&rest);
+            file.extend(lead_sum(&file, key).to_le_bytes());
+            file.extend(&rest);
+            for value_bytes_max in [1 << 20, u64::MAX] {
+                let found = open(&Bytes::from(file.clone()), key, value_bytes_max, &Buffers::new(0));
+                proptest::prop_assert!(found.is_err());
+            }
+        }
     }
 
     #[cfg(feature = "compression")]

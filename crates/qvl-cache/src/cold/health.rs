@@ -52,12 +52,14 @@ pub struct Health {
     backoff: Duration,
     /// Calls are not tried before this; `None` while all is well.
     down_until: Option<Duration>,
+    /// A call was let through while down, and nothing was heard of it.
+    probing: bool,
 }
 
 impl Health {
     /// Well.
     pub fn new(settings: HealthSettings) -> Self {
-        Self { settings, failures: 0, backoff: settings.backoff_min, down_until: None }
+        Self { settings, failures: 0, backoff: settings.backoff_min, down_until: None, probing: false }
     }
 
     /// A call wants to be made.
@@ -67,6 +69,7 @@ impl Health {
         match self.down_until {
             None => Gate::Go,
             Some(until) if now >= until => {
+                self.probing = true;
                 self.down_until = Some(now.saturating_add(self.backoff));
                 Gate::Go
             }
@@ -79,6 +82,7 @@ impl Health {
         self.failures = 0;
         self.backoff = self.settings.backoff_min;
         self.down_until = None;
+        self.probing = false;
     }
 
     /// A call failed, or was not answered in time. Returns whether the tier is down now and was not before.
@@ -88,7 +92,11 @@ impl Health {
             return false;
         }
         let was_down = self.down_until.is_some();
-        if self.failures > self.settings.failures_max && was_down {
+        if was_down {
+            if !std::mem::take(&mut self.probing) {
+                // One of several that were under way when the tier went down: it says nothing new.
+                return false;
+            }
             self.backoff = self.backoff.saturating_mul(2).min(self.settings.backoff_max);
         }
         self.down_until = Some(now.saturating_add(self.backoff));
@@ -158,6 +166,16 @@ mod tests {
             assert_eq!(health.ask(now), Gate::Go);
             assert!(!health.failed(now), "it was down before");
         }
+    }
+
+    #[test]
+    fn calls_that_were_under_way_when_it_went_down_do_not_lengthen_the_backoff() {
+        let mut health = health();
+        (0..20).for_each(|_| _ = health.failed(s(0)));
+        assert_eq!(health.ask(s(0)), skip(1));
+        assert_eq!(health.ask(s(1)), Gate::Go);
+        health.failed(s(1));
+        assert_eq!(health.ask(s(1)), skip(2));
     }
 
     #[test]

@@ -293,7 +293,8 @@ impl ObjectTier {
         self.tally.evicted(leaving.len() as u64);
         let mut first = Ok(());
         for &id in leaving {
-            first = first.and(self.delete(id));
+            let removed = self.delete(id);
+            first = first.and(removed);
         }
         first
     }

@@ -1,5 +1,7 @@
 //! The smallest policy there is, for tests of tiers: the least recently used leaves, without any cleverness.
 
+#![allow(clippy::expect_used, reason = "a failed expectation is a failed test")]
+
 use qvl_cache::KeyId;
 use qvl_cache::policy::{Item, Leave, Policy, Slot};
 
@@ -16,7 +18,7 @@ impl Lru {
     }
 
     fn at(&self, slot: Slot) -> usize {
-        self.order.iter().position(|item| item.0 == slot).expect("a slot that is resident")
+        self.order.iter().position(|item| item.0 == slot).unwrap()
     }
 }
 
