@@ -116,7 +116,8 @@ pub struct WarmStats {
     pub file_bytes_written: u64,
     /// Bytes that RocksDB wrote: log, tables, blobs and their rewriting.
     pub index_bytes_written: u64,
-    /// Bytes of RocksDB's tables and blobs on the drive now.
+    /// Bytes of RocksDB's tables and blobs on the drive now; with its log (64 MiB at most) what the folder holds beside
+    /// files. Values in it count by themselves in `bytes`; what was replaced and not yet compacted does not.
     pub index_bytes: u64,
     /// Values that left for want of room.
     pub evicted: u64,

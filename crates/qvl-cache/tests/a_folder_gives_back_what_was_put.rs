@@ -15,7 +15,7 @@ use lru::{FirstStays, Lru};
 use proptest::prelude::*;
 use qvl_cache::cold::folder::{FolderSettings, FolderTier};
 use qvl_cache::cold::{Cold, Kept, Refusal};
-use qvl_cache::storage::{Disk, Storage};
+use qvl_cache::storage::{Disk, Opened, Storage};
 use qvl_cache::{Error, KeyId};
 use tempfile::TempDir;
 
@@ -329,8 +329,14 @@ fn what_a_killed_process_left_is_cleared_and_what_is_not_ours_stays() {
 struct Before<F>(F);
 
 impl<F: Fn(&Path, &[&[u8]]) -> std::io::Result<()> + Send + Sync> Storage for Before<F> {
+    fn open(&self, path: &Path, direct: bool) -> std::io::Result<Box<dyn Opened>> {
+        Disk.open(path, direct)
+    }
     fn read_at(&self, path: &Path, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
         Disk.read_at(path, offset, into)
+    }
+    fn remove_folder(&self, path: &Path) -> std::io::Result<()> {
+        Disk.remove_folder(path)
     }
     fn write_new(&self, path: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
         self.0(path, parts)?;

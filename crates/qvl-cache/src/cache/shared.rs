@@ -343,9 +343,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
 
     /// A value leaves the hot tier: if no tier below has it, it is on its way there now.
     fn leaves(&self, out: Outgoing<'_, K, V>) {
-        // What the warm tier gave up meanwhile is stored nowhere again.
+        // The warm tier learns that it was used up here. What it gave up meanwhile is stored nowhere again.
         let kept =
-            out.stored && self.warm.as_ref().is_none_or(|warm| warm.contains(KeyId::of(&out.key.bytes())));
+            out.stored && self.warm.as_ref().is_none_or(|warm| warm.touch(KeyId::of(&out.key.bytes())));
         if kept || !self.stores() {
             return;
         }

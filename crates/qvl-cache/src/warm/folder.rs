@@ -177,6 +177,11 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
+/// More openings than generations have bits for are not made by opening.
+fn in_bounds(opened: &u32) -> bool {
+    *opened < (1 << 24) - 1
+}
+
 fn read_marker(folder: &Path, path: &Path) -> Result<Option<Marker>> {
     let text = match std::fs::read(path) {
         Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
@@ -193,7 +198,8 @@ fn read_marker(folder: &Path, path: &Path) -> Result<Option<Marker>> {
         return Err(Error::Version { path: folder.to_owned(), found, expected: FORMAT });
     }
     let opened = rest.strip_prefix("opened ").and_then(|rest| rest.split_once('\n'));
-    let Some((Ok(opened), fingerprint)) = opened.map(|(opened, rest)| (opened.parse(), rest)) else {
+    let opened = opened.and_then(|(opened, rest)| Some((opened.parse().ok().filter(in_bounds)?, rest)));
+    let Some((opened, fingerprint)) = opened else {
         return Err(malformed("it does not say how often it was opened"));
     };
     Ok(Some(Marker { opened, fingerprint: fingerprint.to_owned() }))

@@ -82,15 +82,15 @@ impl Reader {
 
     /// A drive that is asked directly wants larger requests than the page cache.
     fn piece_bytes(&self) -> usize {
-        if self.direct { 4 * CHUNK_BYTES } else { CHUNK_BYTES }
+        if self.direct { 16 * CHUNK_BYTES } else { CHUNK_BYTES }
     }
 
     /// Reads and hashes with as many threads as are free and worth it.
     fn read_parts(&self, work: &Work<'_>, whole: Part<'_>) -> io::Result<()> {
-        let parts_max = (whole.into.len() / PART_BYTES_MIN).clamp(1, self.threads);
+        let parts_max = (work.value_bytes / PART_BYTES_MIN).clamp(1, self.threads);
         let helpers = Helpers::take(&self.helpers, parts_max - 1, self.threads - 1);
         let parts = helpers.count + 1;
-        let part_bytes = whole.into.len().div_ceil(parts).next_multiple_of(work.piece_bytes);
+        let part_bytes = whole.into.len().div_ceil(parts).next_multiple_of(CHUNK_BYTES);
         let mut rest = Some(whole);
         std::thread::scope(|scope| {
             let mut running = Vec::with_capacity(helpers.count);
@@ -164,18 +164,23 @@ impl<'a> Part<'a> {
 
 impl Work<'_> {
     fn read(&self, part: Part<'_>) -> io::Result<()> {
-        let mut hashes = part.hashes.iter_mut();
-        let mut offset = part.offset;
-        for piece in part.into.chunks_mut(self.piece_bytes) {
-            let needed = piece.len().min(self.stored_bytes - offset);
+        let Part { mut into, hashes, mut offset } = part;
+        let mut hashes = hashes.iter_mut();
+        while !into.is_empty() {
+            // A short rest is read with the piece before it: the footer is no request of its own.
+            let bytes =
+                if into.len() <= self.piece_bytes + REST_BYTES_MAX { into.len() } else { self.piece_bytes };
+            let (piece, rest) = into.split_at_mut(bytes);
+            let needed = bytes.min(self.stored_bytes - offset);
             if self.file.read_at(offset as u64, piece)? < needed {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let of_value = piece.len().min(self.value_bytes.saturating_sub(offset));
+            let of_value = bytes.min(self.value_bytes.saturating_sub(offset));
             for (chunk, hash) in piece[..of_value].chunks(CHUNK_BYTES).zip(hashes.by_ref()) {
                 *hash = format::chunk_hash(chunk);
             }
-            offset += piece.len();
+            offset += bytes;
+            into = rest;
         }
         Ok(())
     }
@@ -193,3 +198,6 @@ pub(crate) fn classify(error: io::Error) -> ReadError {
 
 /// Starting a thread costs some 30 µs: what 1 MiB from the page cache takes.
 const PART_BYTES_MIN: usize = 2 << 20;
+
+/// What is read along with the piece before it; less than a chunk, so that pieces begin at chunks.
+const REST_BYTES_MAX: usize = CHUNK_BYTES / 2;

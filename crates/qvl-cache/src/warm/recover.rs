@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::folder::{self, FAN_OUT, Folder, io_error};
 use super::format::{self, Place, Record, TAIL_BYTES};
@@ -270,7 +270,7 @@ fn tier_error(folder: &Folder, what: String) -> Error {
 pub(crate) fn sweep(shared: &Shared) {
     let current = u64::from(shared.folder.opened) << COUNTER_BITS;
     let mut expected: HashMap<u64, (KeyId, u64)> = HashMap::new();
-    {
+    let kept: HashSet<u64> = {
         let table = shared.table.lock();
         for (id, entry) in table.entries() {
             let record = entry.record;
@@ -279,7 +279,9 @@ pub(crate) fn sweep(shared: &Shared) {
                 expected.insert(record.generation, (id, bytes));
             }
         }
-    }
+        // Replaced since the opening; what does so later is among the expected.
+        table.superseded.iter().map(|old| old.generation).collect()
+    };
     for fan in 0..FAN_OUT {
         if shared.stop.load(Ordering::Relaxed) {
             return;
@@ -304,6 +306,7 @@ pub(crate) fn sweep(shared: &Shared) {
                     expected.remove(&generation);
                 }
                 Some(_) => {}
+                None if kept.contains(&generation) => {}
                 None => match shared.storage.remove(&path) {
                     Ok(()) => _ = shared.count.orphans_removed.fetch_add(1, Ordering::Relaxed),
                     Err(error) => shared.failed(format!("{}: cannot remove: {error}", path.display())),

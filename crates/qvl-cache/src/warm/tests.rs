@@ -123,6 +123,11 @@ fn open(folder: &TempDir) -> Warm {
     Warm::open(settings(folder.path())).unwrap()
 }
 
+/// In memory where that can be had: for tests that open hundreds of folders, each of which is synchronised.
+fn memory_folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// With faults, and a clock.
 fn open_faulty(folder: &TempDir) -> (Warm, Faulty, TestClock) {
     let (faulty, clock) = (Faulty::new(Arc::new(Disk)), TestClock::default());

@@ -59,7 +59,9 @@ pub(crate) struct WarmSettings {
 }
 
 impl WarmSettings {
-    /// The default of `small_max`.
+    /// The default of `small_max`. Up to here RocksDB stores and reads a value in less time than a file takes (at 16 KiB
+    /// 50 + 18 µs against 200 + 28 µs, and a synchronisation for all instead of one each); from 32 KiB on reading a
+    /// file is several times faster, and it is written once instead of 2.4 times.
     pub(crate) const SMALL_MAX: usize = 16 << 10;
 }
 

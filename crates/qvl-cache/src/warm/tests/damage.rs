@@ -34,7 +34,7 @@ fn read_all(folder: &TempDir, model: &HashMap<String, Vec<u8>>) -> usize {
 
 #[test]
 fn a_value_file_with_any_damage_is_dropped_and_reported() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let warm = open(&folder);
     let whole = value(1, 2000);
     for damage in 0..200_u64 {
@@ -58,7 +58,7 @@ fn a_value_file_with_any_damage_is_dropped_and_reported() {
 
 #[test]
 fn missing_and_short_files_are_found_at_opening_and_dropped() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let model = filled(&folder);
     let paths = files(folder.path());
     std::fs::remove_file(&paths[0]).unwrap();
@@ -72,7 +72,7 @@ fn missing_and_short_files_are_found_at_opening_and_dropped() {
 
 #[test]
 fn another_values_file_in_its_place_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let warm = open(&folder);
     put(&warm, "a", &value(1, 2000));
     put(&warm, "b", &value(2, 2000));
@@ -86,7 +86,7 @@ fn another_values_file_in_its_place_is_noticed() {
 
 #[test]
 fn damage_anywhere_in_rocksdbs_files_gives_no_wrong_value() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let model = filled(&folder);
     // Tables as well as the log: opening and closing moves what is in the log.
     drop(open(&folder));
@@ -95,7 +95,7 @@ fn damage_anywhere_in_rocksdbs_files_gives_no_wrong_value() {
     for path in names.into_iter().filter(|path| path.is_file() && !path.ends_with("LOCK")) {
         let length = std::fs::metadata(&path).unwrap().len() as usize;
         for damage in 0..6 {
-            let copy = tempfile::tempdir().unwrap();
+            let copy = memory_folder();
             copy_folder(folder.path(), copy.path());
             let path = copy.path().join("index").join(path.file_name().unwrap());
             let mut bytes = std::fs::read(&path).unwrap();
@@ -109,7 +109,7 @@ fn damage_anywhere_in_rocksdbs_files_gives_no_wrong_value() {
             std::fs::write(&path, bytes).unwrap();
             read_all(&copy, &model);
         }
-        let copy = tempfile::tempdir().unwrap();
+        let copy = memory_folder();
         copy_folder(folder.path(), copy.path());
         std::fs::remove_file(copy.path().join("index").join(path.file_name().unwrap())).unwrap();
         read_all(&copy, &model);
@@ -118,7 +118,7 @@ fn damage_anywhere_in_rocksdbs_files_gives_no_wrong_value() {
 
 #[test]
 fn an_index_that_is_gone_or_garbage_is_made_again_from_the_files() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let model = filled(&folder);
     std::fs::write(folder.path().join("index/CURRENT"), "garbage").unwrap();
     let warm = open(&folder);
@@ -137,8 +137,29 @@ fn an_index_that_is_gone_or_garbage_is_made_again_from_the_files() {
 }
 
 #[test]
+fn a_process_that_is_killed_leaves_all_that_it_put() {
+    let folder = memory_folder();
+    let warm = open(&folder);
+    for i in 0..20_u64 {
+        put(&warm, &format!("key {i}"), &value(i, if i % 2 == 0 { 300 } else { 5000 }));
+    }
+    // As it is found then: the system has all that was written, and nothing was flushed, saved or closed.
+    let copy = memory_folder();
+    copy_folder(folder.path(), copy.path());
+    let mut again = open(&copy);
+    again.wait_for_sweep();
+    for i in 0..20_u64 {
+        assert!(
+            get(&again, &format!("key {i}")).is_some_and(|found| found == value(i, found.len())),
+            "key {i}"
+        );
+    }
+    assert_eq!((again.stats().damaged, again.stats().orphans_removed, again.stats().entries), (0, 0, 20));
+}
+
+#[test]
 fn after_a_power_loss_the_older_value_is_there_if_the_newer_is_not_whole() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let sizes = [(5000, 6000), (50, 6000)];
     for (case, (older, newer)) in sizes.into_iter().enumerate() {
         for torn in [false, true] {
@@ -150,7 +171,7 @@ fn after_a_power_loss_the_older_value_is_there_if_the_newer_is_not_whole() {
             put(&warm, &key, &value(2, newer));
             let new = files(folder.path()).into_iter().find(|path| !before.contains(path)).unwrap();
             // As it is found after the power is back: the folder as it is now, without what closing would do.
-            let copy = tempfile::tempdir().unwrap();
+            let copy = memory_folder();
             copy_folder(folder.path(), copy.path());
             if torn {
                 std::fs::write(copy.path().join(new.strip_prefix(folder.path()).unwrap()), vec![0; 6000])

@@ -35,7 +35,7 @@ proptest! {
 
     #[test]
     fn what_is_found_is_what_was_put_last_and_the_budget_holds(operations in prop::collection::vec(operation(), 1..80)) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = memory_folder();
         let mut budget_bytes = 100_000;
         let open = |budget_bytes| Warm::open(WarmSettings { budget_bytes, ..settings(folder.path()) }).unwrap();
         let mut warm = Some(open(budget_bytes));
