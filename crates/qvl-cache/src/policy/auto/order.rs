@@ -13,7 +13,7 @@ use super::history::Newcomers;
 use crate::policy::heap::{Heap, OUT, ordered, unordered};
 
 /// How a priority changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
     /// Grows with its slope.
     Rising,
@@ -106,6 +106,7 @@ pub(super) struct Order {
 #[derive(Debug)]
 struct Class {
     kind: Kind,
+    quarters: i16,
     slope: f64,
     /// By key, then by id: the same at every budget.
     heap: Heap<(u64, u64)>,
@@ -202,25 +203,32 @@ impl Order {
     }
 
     /// The slot of the largest priority now.
+    ///
+    /// Where two are equal the kind and the slope decide, then the key, then the id: nothing that depends on who else is
+    /// here, or on the order in which they came.
     pub(super) fn worst(&self, now: u64, newcomers: &Newcomers) -> Option<Slot> {
-        let mut worst: Option<(f64, u64, u32)> = None;
+        let mut worst: Option<(u64, Kind, i16, (u64, u64), u32)> = None;
         for class in &self.classes {
             let reverse = class.reverse.top().map(|((key, id), slot)| ((!key, id), slot));
             for ((key, id), slot) in class.heap.top().into_iter().chain(reverse) {
                 let zero = if class.kind == Kind::Falling { unordered(key) } else { -unordered(key) };
                 let value = value(class.kind, class.slope, zero, now, newcomers);
-                if worst.is_none_or(|(most, most_id, _)| value > most || (value == most && id > most_id)) {
-                    worst = Some((value, id, slot));
-                }
+                worst = worst.max(Some((ordered(value), class.kind, class.quarters, (key, id), slot)));
             }
         }
-        worst.map(|(_, _, slot)| Slot(slot))
+        worst.map(|(.., slot)| Slot(slot))
     }
 
-    fn class(&mut self, kind: Kind, slope: i16) -> u32 {
+    fn class(&mut self, kind: Kind, quarters: i16) -> u32 {
         let classes = &mut self.classes;
-        *self.by_slope.entry((kind, slope)).or_insert_with(|| {
-            classes.push(Class { kind, slope: slope_of(slope), heap: Heap::new(), reverse: Heap::new() });
+        *self.by_slope.entry((kind, quarters)).or_insert_with(|| {
+            classes.push(Class {
+                kind,
+                quarters,
+                slope: slope_of(quarters),
+                heap: Heap::new(),
+                reverse: Heap::new(),
+            });
             classes.len() as u32 - 1
         })
     }

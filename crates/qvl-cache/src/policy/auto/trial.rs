@@ -31,7 +31,8 @@ pub(super) struct Trial {
     bytes: u64,
     /// Bytes that each cache holds.
     held: [[u64; SIZES]; MODELS],
-    /// Seconds saved, of late.
+    /// Seconds that could have been saved of late, and that each cache did save.
+    asked: f64,
     saved: [[f64; SIZES]; MODELS],
     requests: u32,
     chosen: usize,
@@ -67,6 +68,7 @@ impl Trial {
             epoch: 0,
             bytes: 0,
             held: [[0; SIZES]; MODELS],
+            asked: 0.0,
             saved: [[0.0; SIZES]; MODELS],
             requests: 0,
             chosen: 0,
@@ -101,6 +103,7 @@ impl Trial {
         };
         self.bytes = (self.bytes - old).saturating_add(size.bytes);
         let saved = size.bytes as f64 / size.weight;
+        self.asked += saved;
         for model in 0..MODELS {
             for part in 0..SIZES {
                 if before & bit(model, part) != 0 {
@@ -180,27 +183,41 @@ impl Trial {
         }
     }
 
+    /// Takes the model of the highest score, if it is clearly above that in use.
     fn choose(&mut self) -> Option<Model> {
-        let total = |model: usize| -> f64 { self.saved[model].iter().sum() };
-        let safe = |model: usize| (0..SIZES).all(|part| self.saved[model][part] >= self.saved[0][part]);
-        let mut best = if safe(self.chosen) { self.chosen } else { 0 };
-        let floor = total(best);
-        for model in (0..MODELS).filter(|model| safe(*model)) {
-            if total(model) > total(best).max(floor * MARGIN) {
+        let mut best = self.chosen;
+        for model in 0..MODELS {
+            if self.score(model) > self.score(best).max(self.score(self.chosen) + MARGIN) {
                 best = model;
             }
         }
         if self.requests.is_multiple_of(1024) {
+            self.asked *= FADE;
             self.saved.as_flattened_mut().iter_mut().for_each(|saved| *saved *= FADE);
         }
         let changed = best != self.chosen;
         self.chosen = best;
         changed.then(|| Model::ALL[best])
     }
+
+    /// How much better than plain recency a model is: the logarithms of what it saved more, summed over the sizes. Where
+    /// it saved less counts many times: nobody asked for a cache that is better on the whole and worse for them.
+    fn score(&self, model: usize) -> f64 {
+        // What is saved besides, so that a few hits more or less are nothing: a hundredth, and some requests.
+        let besides = self.asked * (0.01 + 8.0 / f64::from(self.requests.min(4096)));
+        let logarithms = (0..SIZES).map(|part| {
+            ((self.saved[model][part] + besides) / (self.saved[0][part] + besides).max(f64::MIN_POSITIVE))
+                .ln()
+        });
+        logarithms.map(|log| if log < 0.0 { WORSE * log } else { log }).sum()
+    }
 }
 
-/// Another model has to save so much more: putting all in order again is not for nothing.
-const MARGIN: f64 = 1.01;
+/// How many times more it counts to be worse than plain recency than to be better.
+const WORSE: f64 = 20.0;
+
+/// Another model has to be so much better: putting all in order again is not for nothing.
+const MARGIN: f64 = 0.02;
 
 /// What is left of what was saved, after a thousand sampled requests.
 const FADE: f64 = 0.75;
