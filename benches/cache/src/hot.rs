@@ -1,0 +1,176 @@
+//! Hits in memory, and whether memory's budget holds, beside moka.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+use bytes::Bytes;
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::requests::{SplitMix, Zipf, make};
+
+/// Entries that are resident.
+const ENTRIES: usize = 100_000;
+const ENTRY_BYTES: usize = 4 << 10;
+/// The budget: room for all and as much again, so that nobody has to evict.
+const BUDGET_BYTES: u64 = 2 * (ENTRIES * ENTRY_BYTES) as u64;
+/// Keys each thread draws before the clock runs; asked for again and again.
+const DRAWN: usize = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Side {
+    Moka,
+    #[cfg(feature = "qvl")]
+    Qvl,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct HitArgs {
+    #[arg(long, value_enum)]
+    side: Side,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+    /// As long as this at least.
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    seconds: f64,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct OvershootArgs {
+    #[arg(long, value_enum)]
+    side: Side,
+    #[arg(long, value_name = "MiB", default_value_t = 64)]
+    budget_mebibytes: u64,
+    /// Values that come in one after the other.
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    values: u64,
+}
+
+pub(crate) fn hit(args: &HitArgs) -> Result<Value> {
+    // Each value has memory of its own: with one for all, two threads would only meet at its reference count.
+    let values = (0..ENTRIES as u64).map(|key| (key, make(key, ENTRY_BYTES)));
+    let per_thread = Duration::from_secs_f64(args.seconds);
+    let nanoseconds = match args.side {
+        Side::Moka => {
+            let cache = moka_of(BUDGET_BYTES);
+            values.for_each(|(key, value)| cache.insert(key, value));
+            cache.run_pending_tasks();
+            measure(args.threads, per_thread, |key| Ok(cache.get(&key)))?
+        }
+        #[cfg(feature = "qvl")]
+        Side::Qvl => {
+            let cache = crate::qvl_side::in_memory(BUDGET_BYTES)?;
+            for (key, value) in values {
+                cache.insert(key, value)?;
+            }
+            measure(args.threads, per_thread, |key| Ok(cache.get(&key)?))?
+        }
+    };
+    Ok(json!({ "metric": "hot_hit", "threads": args.threads, "nanoseconds": nanoseconds }))
+}
+
+/// moka as its documentation sets it up for values of many sizes.
+fn moka_of(budget_bytes: u64) -> moka::sync::Cache<u64, Bytes> {
+    moka::sync::Cache::builder()
+        .weigher(|_: &u64, value: &Bytes| u32::try_from(value.len()).unwrap_or(u32::MAX))
+        .max_capacity(budget_bytes)
+        .build()
+}
+
+/// Nanoseconds of a thread for one hit. Fails if anything is not resident.
+fn measure(threads: usize, time: Duration, get: impl Fn(u64) -> Result<Option<Bytes>> + Sync) -> Result<f64> {
+    let zipf = Zipf::new(ENTRIES);
+    let keys: Vec<Vec<u64>> = (0..threads as u64)
+        .map(|thread| {
+            let mut random = SplitMix(thread);
+            (0..DRAWN).map(|_| zipf.draw(&mut random)).collect()
+        })
+        .collect();
+    let work = |keys: &[u64]| -> Result<f64> {
+        let pass = || -> Result<()> {
+            for &key in keys {
+                let value = get(key)?.ok_or_else(|| anyhow!("{key} is not resident"))?;
+                black_box(&value);
+            }
+            Ok(())
+        };
+        pass()?;
+        let (start, mut passes) = (Instant::now(), 0);
+        while passes == 0 || start.elapsed() < time {
+            pass()?;
+            passes += 1;
+        }
+        Ok(start.elapsed().as_nanos() as f64 / (f64::from(passes) * keys.len() as f64))
+    };
+    let times: Vec<Result<f64>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = keys.iter().map(|keys| scope.spawn(|| work(keys))).collect();
+        let join = |handle: std::thread::ScopedJoinHandle<'_, Result<f64>>| {
+            handle.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+        };
+        handles.into_iter().map(join).collect()
+    });
+    let times = times.into_iter().collect::<Result<Vec<f64>>>()?;
+    Ok(times.iter().sum::<f64>() / times.len() as f64)
+}
+
+/// Bytes of values that are alive.
+type Live = Arc<AtomicU64>;
+
+/// A value that counts while it lives.
+struct Counted {
+    value: Bytes,
+    live: Live,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.value
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.live.fetch_sub(self.value.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A value of 4 MiB that counts while anyone holds it.
+fn counted(key: u64, live: &Live) -> Bytes {
+    let value = make(key, 4 << 20);
+    live.fetch_add(value.len() as u64, Ordering::Relaxed);
+    Bytes::from_owner(Counted { value, live: Arc::clone(live) })
+}
+
+pub(crate) fn overshoot(args: &OvershootArgs) -> Result<Value> {
+    let budget_bytes = args.budget_mebibytes << 20;
+    let live = Live::default();
+    let mut peak = 0;
+    let mut burst = |insert: &mut dyn FnMut(u64, Bytes) -> Result<()>| -> Result<()> {
+        for key in 0..args.values {
+            insert(key, counted(key, &live))?;
+            // After the call: what the caller brings is its own until then.
+            peak = peak.max(live.load(Ordering::Relaxed));
+        }
+        Ok(())
+    };
+    match args.side {
+        Side::Moka => {
+            let cache = moka_of(budget_bytes);
+            burst(&mut |key, value| {
+                cache.insert(key, value);
+                Ok(())
+            })?;
+        }
+        #[cfg(feature = "qvl")]
+        Side::Qvl => {
+            let cache = crate::qvl_side::in_memory(budget_bytes)?;
+            burst(&mut |key, value| Ok(cache.insert(key, value)?))?;
+        }
+    }
+    ensure!(peak > 0, "nothing was kept");
+    let share = peak as f64 / budget_bytes as f64;
+    Ok(json!({ "metric": "overshoot", "peak_bytes": peak, "budget_bytes": budget_bytes, "share": share }))
+}
