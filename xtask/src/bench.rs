@@ -4,6 +4,7 @@
 //! round after round, so that a change of the machine's speed meets both.
 
 mod busy;
+mod cache;
 mod dataload;
 mod evidence;
 mod limits;
@@ -125,9 +126,10 @@ Examples:
       --openvino-python venv/bin/python --openvino-model ov-int4
   cargo xtask bench dataload --transformers-python venv/bin/python \\
       --pillow-simd-python venv-simd/bin/python --llama-resize llama-resize
+  cargo xtask bench cache --quick
 
 What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
-the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, with --quick 5 and 3.
+the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, with --quick 5, 3 and 4.
 Exit code 0 also when a target is missed: figures are a result, not a failure.";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -138,6 +140,8 @@ enum Suite {
     Model,
     /// Picture files to batches of patches against transformers, torch's DataLoader and other resizers.
     Dataload,
+    /// The tiered cache against moka, foyer and plain reads; builds RocksDB and foyer once.
+    Cache,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -145,6 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Limits => limits::metrics(),
         Suite::Model => model::metrics(),
         Suite::Dataload => dataload::metrics(),
+        Suite::Cache => cache::metrics(),
     };
     let wanted = |metric: &Metric| {
         args.only.is_empty() || args.only.iter().any(|start| metric.name.starts_with(start.as_str()))
@@ -169,6 +174,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Limits => limits::plan(&setup),
         Suite::Model => model::plan(args, &setup),
         Suite::Dataload => dataload::plan(args, &setup, &evidence),
+        Suite::Cache => cache::plan(&setup, &evidence),
     };
     let samples = plan.run(&metrics, args.rounds)?;
     let versions = Versions::read(args);

@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<Value> {
         direct: args.direct,
     };
     match args.side {
-        Side::Foyer => play(Foyer::new(&budget, &args.foyer, args.threads)?, &trace, args.threads),
+        Side::Foyer => play(Foyer::new(&budget, &args.foyer)?, &trace, args.threads),
         #[cfg(feature = "qvl")]
         Side::Qvl => play(crate::qvl_side::Qvl::new(&budget)?, &trace, args.threads),
     }

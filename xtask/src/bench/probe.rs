@@ -1,4 +1,5 @@
-//! Our side: the program `probe` of the package qvl-benches, built and called.
+//! Our side: the program `probe` of the package qvl-benches, or for the suite cache `cache-probe` of benches/cache,
+//! built and called.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,13 +35,13 @@ impl Setup {
     /// Builds the probe and writes, once, what the suite reads: a checkpoint if none is given, or photographs.
     pub(crate) fn new(args: &Args) -> Result<Self> {
         let libjpeg_turbo = args.suite == Suite::Dataload && setup::libjpeg_turbo();
-        let probe = build(libjpeg_turbo)?;
+        let probe = if args.suite == Suite::Cache { build_cache()? } else { build(libjpeg_turbo)? };
         let folder = target()?.join("bench");
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let setup = Self {
             probe,
             model: match (&args.model, args.suite) {
-                (_, Suite::Limits | Suite::Dataload) => PathBuf::new(),
+                (_, Suite::Limits | Suite::Dataload | Suite::Cache) => PathBuf::new(),
                 (Some(dir), Suite::Model) => std::path::absolute(dir)?,
                 (None, Suite::Model) => synthetic(&folder)?,
             },
@@ -117,6 +118,16 @@ pub(crate) fn build(libjpeg_turbo: bool) -> Result<PathBuf> {
     Ok(target()?.join("release").join(format!("probe{}", std::env::consts::EXE_SUFFIX)))
 }
 
+/// Builds the probe of the suite cache, which is no member of the workspace; where it lies.
+fn build_cache() -> Result<PathBuf> {
+    // A folder of its own, as its dependencies are locked apart from the workspace's.
+    let folder = target()?.join("cache-bench");
+    let manifest = "benches/cache/Cargo.toml";
+    let mut command = cargo(&["build", "--release", "--manifest-path", manifest, "--bin", "cache-probe"]);
+    succeed(command.env("CARGO_TARGET_DIR", &folder))?;
+    Ok(folder.join("release").join(format!("cache-probe{}", std::env::consts::EXE_SUFFIX)))
+}
+
 /// The target folder of the workspace.
 pub(crate) fn target() -> Result<PathBuf> {
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(crate::run::root()).no_deps().exec()?;
@@ -138,6 +149,12 @@ pub(crate) struct Call(Command);
 impl Call {
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.0.args([name, &value.to_string()]);
+        self
+    }
+
+    /// With a switch that has no value.
+    pub(crate) fn flag(mut self, name: &str) -> Self {
+        self.0.arg(name);
         self
     }
 
