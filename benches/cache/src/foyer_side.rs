@@ -9,8 +9,9 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use clap::ValueEnum;
 use foyer::{
-    BlockEngineConfig, DeviceBuilder, FifoPicker, FsDeviceBuilder, HybridCache, HybridCacheBuilder, HybridCachePolicy,
-    InvalidRatioPicker, LfuConfig, LruConfig, PsyncIoEngineConfig, RecoverMode, S3FifoConfig, Source,
+    BlockEngineConfig, DeviceBuilder, FifoPicker, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy, InvalidRatioPicker, LfuConfig, LruConfig, PsyncIoEngineConfig, RecoverMode,
+    S3FifoConfig, Source,
 };
 use mixtrics::metrics::{
     BoxedCounter, BoxedCounterVec, BoxedGauge, BoxedGaugeVec, BoxedHistogram, BoxedHistogramVec, CounterOps,
@@ -77,8 +78,10 @@ pub(crate) struct Foyer {
 
 impl Foyer {
     pub(crate) fn new(budget: &Budget, tuning: &Tuning) -> Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(tuning.foyer_workers).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(tuning.foyer_workers)
+            .enable_all()
+            .build()?;
         let counts = Counts::default();
         let device = FsDeviceBuilder::new(&budget.folder)
             .with_capacity(usize::try_from(budget.drive_bytes)?)
@@ -126,7 +129,11 @@ impl Foyer {
 impl Cache for Foyer {
     fn client(&self, requests: &[Request]) -> Result<Client> {
         let client = client(self.cache.clone(), requests.to_vec());
-        if self.threads { self.runtime.block_on(client) } else { self.runtime.block_on(self.runtime.spawn(client))? }
+        if self.threads {
+            self.runtime.block_on(client)
+        } else {
+            self.runtime.block_on(self.runtime.spawn(client))?
+        }
     }
 
     fn drain(&self) -> Result<()> {
@@ -160,7 +167,8 @@ async fn client(cache: HybridCache<u64, Bytes>, requests: Vec<Request>) -> Resul
             continue;
         }
         let start = Instant::now();
-        let entry = cache.get_or_fetch(&key, || async move { Ok::<_, anyhow::Error>(make(key, bytes)) }).await?;
+        let entry =
+            cache.get_or_fetch(&key, || async move { Ok::<_, anyhow::Error>(make(key, bytes)) }).await?;
         seen.took(start.elapsed());
         match entry.source() {
             Source::Memory => seen.memory += 1,

@@ -48,6 +48,9 @@ enum Command {
     /// Seconds from opening the cache that `restart-fill` left to the first value served, and the share of hits.
     #[cfg(feature = "qvl")]
     RestartOpen(qvl_side::RestartArgs),
+    /// Hits of the default policy on a recorded trace, beside LRU and the best that is possible.
+    #[cfg(feature = "qvl")]
+    Replay(qvl_side::ReplayArgs),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,8 @@ fn main() -> ExitCode {
         Command::RestartFill(args) => qvl_side::restart_fill(&args),
         #[cfg(feature = "qvl")]
         Command::RestartOpen(args) => qvl_side::restart_open(&args),
+        #[cfg(feature = "qvl")]
+        Command::Replay(args) => qvl_side::replay(&args),
     };
     match result.and_then(|measurement| emit(&measurement)) {
         Ok(()) => ExitCode::SUCCESS,

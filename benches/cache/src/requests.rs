@@ -6,6 +6,9 @@ use bytes::Bytes;
 /// Values of the mixed trace have 4 KiB to 4 MiB.
 pub(crate) const VALUE_BYTES_MIN: usize = 4 << 10;
 pub(crate) const VALUE_BYTES_MAX: usize = 4 << 20;
+/// Room for the key, the length and a word.
+#[cfg(feature = "qvl")]
+const RECORDED_BYTES_MIN: usize = 24;
 /// How steep the popularity of keys falls: the n-th is asked for n^-0.9 times as often as the first.
 const ZIPF_EXPONENT: f64 = 0.9;
 /// One request in five is an insert.
@@ -57,7 +60,8 @@ pub(crate) fn check(key: u64, bytes: usize, value: &[u8]) -> Result<()> {
     let at = |place: usize| value.get(place..)?.first_chunk().copied().map(u64::from_le_bytes);
     let words = bytes.saturating_sub(16) / 8;
     let expected = [(0, key), (8, bytes as u64)];
-    let drawn = [0, words / 2, words.saturating_sub(1)].map(|index| (16 + 8 * index, word(key, index as u64)));
+    let drawn =
+        [0, words / 2, words.saturating_sub(1)].map(|index| (16 + 8 * index, word(key, index as u64)));
     for (place, expected) in expected.into_iter().chain(drawn.into_iter().filter(|_| words > 0)) {
         ensure!(at(place) == Some(expected), "the value of {key} is wrong at byte {place}");
     }
@@ -132,13 +136,36 @@ impl Trace {
         Self { sizes, warm_up, measured }
     }
 
+    /// A recorded trace, once to warm up and once to be measured, with the recorded sizes, though at most
+    /// [`VALUE_BYTES_MAX`]. As everywhere here one request in five is an insert; recorded writes are too.
+    #[cfg(feature = "qvl")]
+    pub(crate) fn recorded(path: &std::path::Path) -> Result<Self> {
+        let trace = qvl_cache::trace::Trace::read(path)?;
+        let mut keys = std::collections::HashMap::new();
+        let mut sizes: Vec<usize> = Vec::new();
+        for request in &trace.requests {
+            let bytes = usize::try_from(request.bytes)?.clamp(RECORDED_BYTES_MIN, VALUE_BYTES_MAX);
+            let key = *keys.entry(request.id).or_insert(sizes.len());
+            match sizes.get_mut(key) {
+                Some(size) => *size = bytes.max(*size),
+                None => sizes.push(bytes),
+            }
+        }
+        let mut random = SplitMix(0x71_76_6c);
+        let measured = trace.requests.iter().map(|request| {
+            let key = keys[&request.id];
+            let insert = request.write | (random.share() < INSERT_SHARE);
+            Request { key: key as u64, bytes: sizes[key], insert }
+        });
+        let measured: Vec<Request> = measured.collect();
+        Ok(Self { sizes, warm_up: measured.clone(), measured })
+    }
+
     /// Every key once, in an order that has nothing to do with popularity.
     pub(crate) fn every_key(&self) -> Vec<Request> {
         let mut keys: Vec<u64> = (0..self.sizes.len() as u64).collect();
         keys.sort_by_key(|&key| mix(key));
-        keys.into_iter()
-            .map(|key| Request { key, bytes: self.sizes[key as usize], insert: false })
-            .collect()
+        keys.into_iter().map(|key| Request { key, bytes: self.sizes[key as usize], insert: false }).collect()
     }
 
     pub(crate) fn data_bytes(&self) -> u64 {

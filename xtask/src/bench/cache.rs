@@ -1,5 +1,7 @@
 //! The suite `cache`: the tiered cache beside moka, foyer and plain reads of files.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -9,27 +11,38 @@ use super::probe::{Call, Setup, figure};
 use super::stats::Better;
 
 /// The mixed requests in their settings.
-const MIXED: [Mixed; 3] = [
+const MIXED: [Mixed; 4] = [
     Mixed {
         name: "mixed",
         metrics: [("mixed_vs_foyer", Some(1.3)), ("mixed_p99_vs_foyer", Some(1.0))],
         threads: 2,
         direct: false,
-        what: "two clients",
+        trace: None,
+        what: "reads (80 %) and inserts of values of 4 KiB to 4 MiB by popularity, two clients",
+    },
+    Mixed {
+        name: "mixed real",
+        metrics: [("mixed_real_vs_foyer", Some(1.3)), ("mixed_real_p99_vs_foyer", Some(1.0))],
+        threads: 2,
+        direct: false,
+        trace: Some(FILE_ACCESSES),
+        what: "the file accesses of a real program, one in five an insert, two clients",
     },
     Mixed {
         name: "mixed 1t",
         metrics: [("mixed_1t_vs_foyer", None), ("mixed_1t_p99_vs_foyer", None)],
         threads: 1,
         direct: false,
-        what: "one client",
+        trace: None,
+        what: "reads (80 %) and inserts of values of 4 KiB to 4 MiB by popularity, one client",
     },
     Mixed {
         name: "mixed direct",
         metrics: [("mixed_direct_vs_foyer", None), ("mixed_direct_p99_vs_foyer", None)],
         threads: 2,
         direct: true,
-        what: "two clients, direct I/O",
+        trace: None,
+        what: "reads (80 %) and inserts of values of 4 KiB to 4 MiB by popularity, two clients, direct I/O",
     },
 ];
 
@@ -41,8 +54,15 @@ struct Mixed {
     metrics: [(&'static str, Option<f64>); 2],
     threads: usize,
     direct: bool,
+    /// A file of [`TRACES`] in place of the generated requests.
+    trace: Option<&'static str>,
     what: &'static str,
 }
+
+/// The folder of recorded traces.
+const TRACES: &str = "crates/qvl-cache/traces";
+/// Of them the one of a real program's file accesses.
+const FILE_ACCESSES: &str = "files";
 
 /// When foyer writes a value to the drive; both are tried.
 const FOYER_WRITES: [(&str, &str); 2] = [("eviction", "WriteOnEviction"), ("insertion", "WriteOnInsertion")];
@@ -67,7 +87,7 @@ pub(crate) fn metrics() -> Vec<Metric> {
     for (name, threads) in [("hot_hit_vs_moka_1t", 1), ("hot_hit_vs_moka_2t", 2)] {
         metrics.push(costs(
             name,
-            &format!("a hit in memory among 100,000 resident entries of 4 KiB, {threads} threads, ns"),
+            &format!("a hit in memory among 100,000 resident entries of 4 KiB, threads: {threads}, ns"),
             &format!("qvl hot hit {threads}"),
             &format!("moka hot hit {threads}"),
             &format!("{moka} sync, weigher by bytes"),
@@ -100,7 +120,7 @@ pub(crate) fn metrics() -> Vec<Metric> {
     });
     metrics.push(costs(
         "foyer_write_amplification",
-        &format!("the same of {foyer}, WriteOnEviction, which drops values instead of waiting"),
+        &format!("the same of {foyer}, WriteOnEviction"),
         "foyer eviction mixed written",
         "foyer eviction mixed stored",
         "bytes of the values that came in",
@@ -122,6 +142,7 @@ pub(crate) fn metrics() -> Vec<Metric> {
         None,
         Better::Higher,
     ));
+    metrics.extend(traces().iter().flat_map(|(name, _)| replay_metrics(name)));
     let restart = "100,000 entries of 4 KiB: from opening the folder to the first value served, s";
     metrics.push(alone("warm_restart_s", "s", restart, "qvl restart seconds", Some(1.0), Better::Lower));
     metrics.push(rates(
@@ -157,10 +178,7 @@ impl Mixed {
         let seen =
             FOYER_WRITES.map(|(write, name)| format!("{name}:{{foyer {write} {}}}", self.name)).join("; ");
         let reference_name = format!("the better of {foyer} {seen}; ours:{{qvl {}}}", self.name);
-        let what = format!(
-            "reads (80 %) and inserts of values of 4 KiB to 4 MiB, memory for a tenth, {}",
-            self.what
-        );
+        let what = format!("{}, memory for a tenth", self.what);
         let [(rate, rate_target), (p99, p99_target)] = self.metrics;
         [
             Metric {
@@ -213,6 +231,58 @@ fn read_metric(name: &'static str, mebibytes: usize, direct: bool) -> Metric {
 fn read_series(side: &str, mebibytes: usize, direct: bool, threads: usize) -> String {
     let how = if direct { " direct" } else { "" };
     format!("{side} read {mebibytes}m{how} x{threads}")
+}
+
+/// The recorded traces, by name.
+fn traces() -> Vec<(String, PathBuf)> {
+    let files = std::fs::read_dir(crate::run::root().join(TRACES));
+    let named = |path: PathBuf| Some((path.file_stem()?.to_str()?.to_owned(), path));
+    let mut traces: Vec<(String, PathBuf)> = files
+        .into_iter()
+        .flatten()
+        .filter_map(|file| named(file.ok()?.path()))
+        .filter(|(_, path)| path.extension().is_some_and(|extension| extension == "qvltrace"))
+        .collect();
+    traces.sort();
+    traces
+}
+
+/// What the default policy makes of a trace. Simulated: no clock and no values.
+fn replay_metrics(trace: &str) -> [Metric; 3] {
+    // Names of metrics live as long as the program.
+    let named = |start: &str| -> &'static str { format!("{start}_{}", trace.replace('-', "_")).leak() };
+    let series = |what: &str| format!("qvl replay {trace} {what}");
+    let budgets = "with memory for 1/32 to 1/2, the worst";
+    [
+        alone(
+            named("belady_gap"),
+            "share",
+            &format!(
+                "trace {trace}, memory for 1/4: hits of the default policy over those of a schedule that knows the future"
+            ),
+            &series("share of belady"),
+            None,
+            Better::Higher,
+        ),
+        alone(
+            named("auto_vs_lru"),
+            "ratio",
+            &format!("trace {trace}: hits of the default policy over those of LRU, {budgets}"),
+            &series("hits"),
+            Some(1.0),
+            Better::Higher,
+        ),
+        alone(
+            named("auto_saved_vs_lru"),
+            "ratio",
+            &format!(
+                "trace {trace}: seconds that hits of the default policy save over those of LRU, {budgets}"
+            ),
+            &series("saved"),
+            None,
+            Better::Higher,
+        ),
+    ]
 }
 
 /// A metric of two rates, higher is better; the others differ by fields.
@@ -283,6 +353,7 @@ pub(crate) fn plan<'a>(setup: &'a Setup, evidence: &'a Evidence) -> Plan<'a> {
         group(rounds(7, 3), runs.hits()),
         group(2, runs.overshoot()),
         group(rounds(3, 2), runs.scans()),
+        group(2, runs.replays()),
         group(rounds(3, 2), vec![runs.restart()]),
         group(rounds(5, 2), runs.budgets()),
     ];
@@ -334,6 +405,22 @@ impl<'a> Runs<'a> {
         ["auto", "lru"].map(job).into()
     }
 
+    fn replays(&self) -> Vec<Job<'a>> {
+        let setup = self.setup;
+        let job = |(name, path): (String, PathBuf)| {
+            let series = ["share of belady", "hits", "saved"].map(|what| format!("qvl replay {name} {what}"));
+            let work = move || {
+                let line = one(setup.plain_probe("replay").with("--trace", path.display()))?;
+                ["share_of_belady", "hits_vs_lru_min", "saved_vs_lru_min"]
+                    .into_iter()
+                    .map(|what| figure(&line, what))
+                    .collect()
+            };
+            Job::new(&series, Ok(work))
+        };
+        traces().into_iter().map(job).collect()
+    }
+
     fn restart(&self) -> Job<'a> {
         let setup = self.setup;
         let work = move || {
@@ -353,8 +440,9 @@ impl<'a> Runs<'a> {
         let data = 10 * hot_mebibytes(setup);
         let job = |share: u64| {
             let work = move || {
-                let call = mixed(setup, 2).with("--side", "qvl").with("--data-mebibytes", data);
-                let line = one(call.with("--hot-mebibytes", data / share))?;
+                let call = mixed(setup, 2).with("--side", "qvl").with("--requests", requests(setup));
+                let call = call.with("--data-mebibytes", data).with("--hot-mebibytes", data / share);
+                let line = one(call)?;
                 Ok(vec![figure(&line, "requests_per_second")?])
             };
             Job::new(&[format!("qvl budget 1/{share} rate")], Ok(work))
@@ -369,21 +457,33 @@ impl<'a> Runs<'a> {
             let side = write.map_or("qvl".to_owned(), |write| format!("foyer {write}"));
             let name = format!("{side} {}", of.name);
             let series = ["rate", "p99", "written", "stored"].map(|what| format!("{name} {what}"));
-            let work = move || {
-                let call = mixed(setup, of.threads).with("--hot-mebibytes", hot_mebibytes(setup));
-                let call = if of.direct { call.flag("--direct") } else { call };
-                let call = match write {
-                    None => call.with("--side", "qvl"),
-                    Some(write) => call.with("--side", "foyer").with("--foyer-write", write),
-                };
-                let line = one(call)?;
-                evidence.remark(&name, &seen(&line)?);
-                ["requests_per_second", "p99_seconds", "written_bytes", "stored_bytes"]
-                    .into_iter()
-                    .map(|what| figure(&line, what))
-                    .collect()
-            };
-            Job::new(&series, Ok(work))
+            let trace = of.trace.map(|name| {
+                let found = traces().into_iter().find(|(trace, _)| trace == name);
+                found.map(|(_, path)| path).ok_or_else(|| format!("{TRACES}: no trace {name}"))
+            });
+            let work = trace.transpose().map(|trace| {
+                move || {
+                    let call = mixed(setup, of.threads);
+                    let call = match &trace {
+                        Some(trace) => call.with("--trace", trace.display()),
+                        None => call
+                            .with("--hot-mebibytes", hot_mebibytes(setup))
+                            .with("--requests", requests(setup)),
+                    };
+                    let call = if of.direct { call.flag("--direct") } else { call };
+                    let call = match write {
+                        None => call.with("--side", "qvl"),
+                        Some(write) => call.with("--side", "foyer").with("--foyer-write", write),
+                    };
+                    let line = one(call)?;
+                    evidence.remark(&name, &seen(&line)?);
+                    ["requests_per_second", "p99_seconds", "written_bytes", "stored_bytes"]
+                        .into_iter()
+                        .map(|what| figure(&line, what))
+                        .collect()
+                }
+            });
+            Job::new(&series, work)
         };
         let foyer = FOYER_WRITES.iter().map(|(write, _)| Some(*write));
         std::iter::once(None).chain(foyer).map(job).collect()
@@ -416,8 +516,12 @@ fn hot_mebibytes(setup: &Setup) -> u64 {
 }
 
 fn mixed(setup: &Setup, threads: usize) -> Call {
-    let requests = if setup.quick { 10_000 } else { 20_000 };
-    on_drive(setup, "mixed").with("--threads", threads).with("--requests", requests)
+    on_drive(setup, "mixed").with("--threads", threads)
+}
+
+/// Generated requests that are measured.
+fn requests(setup: &Setup) -> u64 {
+    if setup.quick { 10_000 } else { 20_000 }
 }
 
 /// A call that stores values in a folder.
@@ -478,12 +582,17 @@ mod tests {
         let metrics = metrics();
         let judged: Vec<(&str, f64, Better)> =
             metrics.iter().filter_map(|metric| Some((metric.name, metric.target?, metric.better))).collect();
+        let (replayed, judged): (Vec<_>, Vec<_>) =
+            judged.into_iter().partition(|(name, ..)| name.starts_with("auto_vs_lru_"));
+        assert_eq!(replayed.len(), traces().len());
         let promised = [
             ("hot_hit_vs_moka_1t", 1.2, Better::Lower),
             ("hot_hit_vs_moka_2t", 1.2, Better::Lower),
             ("hot_overshoot", 1.0, Better::Lower),
             ("mixed_vs_foyer", 1.3, Better::Higher),
             ("mixed_p99_vs_foyer", 1.0, Better::Lower),
+            ("mixed_real_vs_foyer", 1.3, Better::Higher),
+            ("mixed_real_p99_vs_foyer", 1.0, Better::Lower),
             ("write_amplification", 2.0, Better::Lower),
             ("warm_read_vs_pread_1m", 0.90, Better::Higher),
             ("warm_read_vs_pread_1m_direct", 0.90, Better::Higher),
