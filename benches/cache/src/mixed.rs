@@ -98,13 +98,16 @@ impl Client {
     }
 }
 
+/// The least budget of the drive: foyer divides it into blocks larger than the largest value, and needs some dozen.
+const DRIVE_BYTES_MIN: u64 = 512 << 20;
+
 pub(crate) fn run(args: &Args) -> Result<Value> {
     let scratch = Scratch::new(&args.folder)?;
     let (trace, hot_bytes) = requests_of(args)?;
     let budget = Budget {
         folder: scratch.0.clone(),
         hot_bytes,
-        drive_bytes: (args.drive * trace.data_bytes() as f64) as u64,
+        drive_bytes: ((args.drive * trace.data_bytes() as f64) as u64).max(DRIVE_BYTES_MIN),
         direct: args.direct,
     };
     match args.side {

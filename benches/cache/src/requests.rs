@@ -136,15 +136,14 @@ impl Trace {
         Self { sizes, warm_up, measured }
     }
 
-    /// A recorded trace, once to warm up and once to be measured, with the recorded sizes, though at most
-    /// [`VALUE_BYTES_MAX`]. As everywhere here one request in five is an insert; recorded writes are too.
+    /// A recorded trace, once to warm up and once to be measured, with the recorded sizes. As everywhere here one request in five is an insert; recorded writes are too.
     #[cfg(feature = "qvl")]
     pub(crate) fn recorded(path: &std::path::Path) -> Result<Self> {
         let trace = qvl_cache::trace::Trace::read(path)?;
         let mut keys = std::collections::HashMap::new();
         let mut sizes: Vec<usize> = Vec::new();
         for request in &trace.requests {
-            let bytes = usize::try_from(request.bytes)?.clamp(RECORDED_BYTES_MIN, VALUE_BYTES_MAX);
+            let bytes = usize::try_from(request.bytes)?.max(RECORDED_BYTES_MIN);
             let key = *keys.entry(request.id).or_insert(sizes.len());
             match sizes.get_mut(key) {
                 Some(size) => *size = bytes.max(*size),

@@ -62,7 +62,7 @@ struct Mixed {
 /// The folder of recorded traces.
 const TRACES: &str = "crates/qvl-cache/traces";
 /// Of them the one of a real program's file accesses.
-const FILE_ACCESSES: &str = "files";
+const FILE_ACCESSES: &str = "git-work";
 
 /// When foyer writes a value to the drive; both are tried.
 const FOYER_WRITES: [(&str, &str); 2] = [("eviction", "WriteOnEviction"), ("insertion", "WriteOnInsertion")];
@@ -90,7 +90,7 @@ pub(crate) fn metrics() -> Vec<Metric> {
             &format!("a hit in memory among 100,000 resident entries of 4 KiB, threads: {threads}, ns"),
             &format!("qvl hot hit {threads}"),
             &format!("moka hot hit {threads}"),
-            &format!("{moka} sync, weigher by bytes"),
+            &format!("{moka} sync, weigher by bytes;{{qvl hot hit {threads}}}"),
             Some(1.2),
         ));
     }
@@ -241,7 +241,7 @@ fn traces() -> Vec<(String, PathBuf)> {
         .into_iter()
         .flatten()
         .filter_map(|file| named(file.ok()?.path()))
-        .filter(|(_, path)| path.extension().is_some_and(|extension| extension == "qvltrace"))
+        .filter(|(_, path)| path.extension().is_some_and(|extension| extension == "trace"))
         .collect();
     traces.sort();
     traces
@@ -258,7 +258,7 @@ fn replay_metrics(trace: &str) -> [Metric; 3] {
             named("belady_gap"),
             "share",
             &format!(
-                "trace {trace}, memory for 1/4: hits of the default policy over those of a schedule that knows the future"
+                "trace {trace}, memory for 1/4: hits of the default policy over those of a schedule that knows the future (the best there is where all sizes are equal)"
             ),
             &series("share of belady"),
             None,
@@ -370,10 +370,14 @@ struct Runs<'a> {
 
 impl<'a> Runs<'a> {
     fn hits(&self) -> Vec<Job<'a>> {
-        let setup = self.setup;
+        let (setup, evidence) = (self.setup, self.evidence);
         let job = |side: &'static str, threads: usize| {
             let work = move || {
                 let line = one(setup.probe("hot-hit", threads).with("--side", side))?;
+                if let Some(told) = line["told_share"].as_f64() {
+                    let told = format!("our policy was told of {:.0} % of the hits", 100.0 * told);
+                    evidence.remark(&format!("{side} hot hit {threads}"), &told);
+                }
                 Ok(vec![figure(&line, "nanoseconds")?])
             };
             Job::new(&[format!("{side} hot hit {threads}")], Ok(work))
@@ -535,7 +539,7 @@ fn seen(line: &Value) -> Result<String> {
     let dropped = line["own"]["dropped"].as_u64().context("the probe does not say how many were dropped")?;
     Ok(format!(
         "{:.0}/s, p99 {:.2} ms; of the reads {:.0} % from memory, {:.0} % from the drive, {:.0} % made anew; \
-         {:.2} GB written, {dropped} values dropped, {:.0} MB of memory at most",
+         {:.2} GB written, {dropped} values not written, {:.0} MB of memory at most",
         figure(line, "requests_per_second")?,
         1e3 * figure(line, "p99_seconds")?,
         percent("memory_share")?,
