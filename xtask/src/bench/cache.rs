@@ -536,16 +536,22 @@ fn on_drive(setup: &Setup, command: &str) -> Call {
 /// What happened beside the figures that are compared.
 fn seen(line: &Value) -> Result<String> {
     let percent = |name| figure(line, name).map(|share| 100.0 * share);
-    let dropped = line["own"]["dropped"].as_u64().context("the probe does not say how many were dropped")?;
+    let own = |name: &str| line["own"][name].as_u64();
+    let dropped = own("dropped").context("the probe does not say how many were dropped")?;
+    let by_choice = own("cheaper_to_make")
+        .map(|count| format!(" ({count} of them since they are faster made again than read back)"))
+        .unwrap_or_default();
     Ok(format!(
         "{:.0}/s, p99 {:.2} ms; of the reads {:.0} % from memory, {:.0} % from the drive, {:.0} % made anew; \
-         {:.2} GB written, {dropped} values not written, {:.0} MB of memory at most",
+         {:.2} GB written, {dropped} values not written{by_choice}, {:.1} s more until all was, \
+         {:.0} MB of memory at most",
         figure(line, "requests_per_second")?,
         1e3 * figure(line, "p99_seconds")?,
         percent("memory_share")?,
         percent("drive_share")?,
         percent("made_share")?,
         figure(line, "written_bytes")? / 1e9,
+        figure(line, "drain_seconds")?,
         figure(line, "peak_memory_bytes")? / 1e6,
     ))
 }
@@ -622,14 +628,15 @@ mod tests {
         let line = json!({
             "requests_per_second": 8293.4, "p99_seconds": 0.00303, "memory_share": 0.584, "drive_share": 0.357,
             "made_share": 0.059, "written_bytes": 2_500_000_000_u64, "peak_memory_bytes": 612_000_000,
-            "own": { "dropped": 3 },
+            "drain_seconds": 1.26, "own": { "dropped": 3, "cheaper_to_make": 2 },
         });
         evidence.remark("foyer eviction mixed", &seen(&line).expect("all figures"));
         let name = evidence.complete(&mixed.reference_name);
         assert!(
             name.contains(
                 "WriteOnEviction: 8293/s, p99 3.03 ms; of the reads 58 % from memory, 36 % from the drive, 6 % made \
-                 anew; 2.50 GB written, 3 values dropped, 612 MB of memory at most; WriteOnInsertion:;"
+                 anew; 2.50 GB written, 3 values not written (2 of them since they are faster made again than read \
+                 back), 1.3 s more until all was, 612 MB of memory at most; WriteOnInsertion:;"
             ),
             "{name}"
         );
