@@ -1,7 +1,7 @@
 //! qvl-cache, and what only it is asked: scans in a circle, and a restart.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
@@ -41,13 +41,18 @@ pub(crate) fn came_from_the_drive(cache: &Tiered) -> Result<()> {
     Ok(())
 }
 
+/// What may be on its way to the drive, beside memory's budget: as much as foyer has for it.
+const TRANSIT_BYTES: u64 = 64 << 20;
+
 /// Memory and drive under mixed requests.
 pub(crate) struct Qvl(Tiered);
 
 impl Qvl {
     pub(crate) fn new(budget: &Budget) -> Result<Self> {
         let warm = WarmOptions::new(&budget.folder, budget.drive_bytes).read_mode(read_mode(budget.direct));
-        Ok(Self(Tiered::builder().hot_bytes(budget.hot_bytes).warm(warm).build()?))
+        let builder = Tiered::builder().hot_bytes(budget.hot_bytes).transit_bytes(TRANSIT_BYTES).warm(warm);
+        // The origin of this suite is a generator that is faster than any drive; values worth caching are dear.
+        Ok(Self(builder.cost(|_, _| Duration::from_secs(1)).build()?))
     }
 }
 

@@ -116,8 +116,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
         self
     }
 
-    /// What it takes to make a value again, for values that are inserted; for those that a loader makes it is
-    /// measured. Without it they are held to cost as much as loaded ones do.
+    /// What it takes to make a value again. Without it, the time that a loader takes is measured, and values that are
+    /// inserted are held to cost as much as loaded ones do, or 0.1 s.
     pub fn cost(mut self, cost: impl Fn(&K, &V) -> Duration + Send + Sync + 'static) -> Self {
         self.cost = Some(Box::new(cost));
         self

@@ -202,11 +202,12 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             };
             Counters::add(&self.counters.loads, 1);
             self.learn_cost(seconds);
+            let origin_cost = self.cost.as_ref().map_or(seconds, |hint| hint(key, &value).as_secs_f32());
             let found = Found {
                 value: value.clone(),
                 version: self.next_version(),
                 stored: !self.stores(),
-                origin_cost: seconds,
+                origin_cost,
             };
             lead.land(Ok(Some(value.clone())), || self.promote(key, Some(found)));
             self.make_room();
