@@ -91,10 +91,12 @@ impl Cache for Qvl {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let stats = self.0.stats();
+        let warm = stats.warm.unwrap_or_default();
         vec![
             // On the way down a value is in memory too.
             ("memory_hits", stats.hot.hits + stats.transit_hits),
-            ("drive_hits", stats.warm.as_ref().map_or(0, |warm| warm.hits)),
+            ("drive_hits", warm.hits),
+            ("drive_stored_bytes", warm.bytes_stored),
             // Values that are nowhere any more, since the drive failed or no tier wanted them.
             ("dropped", stats.lost + stats.not_stored),
             // Of these, those that are faster made again than read back.
