@@ -35,11 +35,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The generated ones; `traces/README.md` says what each is for.
 fn generated() -> [(&'static str, Trace); 9] {
     [
-        ("zipf", Trace::zipf(1, 1500, 0.9, 14_000)),
-        ("zipf-flat", Trace::zipf(2, 1500, 0.6, 10_000)),
-        ("zipf-sizes", Trace::zipf(3, 1500, 0.9, 14_000).with_sizes(3)),
+        ("zipf", Trace::zipf(1, 1500, 0.9, 12_000)),
+        ("zipf-flat", Trace::zipf(2, 1500, 0.6, 9_000)),
+        ("zipf-sizes", Trace::zipf(3, 1500, 0.9, 12_000).with_sizes(3)),
         ("loop", Trace::cycle(1000, 12_000)),
-        ("scans-in-zipf", Trace::scans_in_zipf(5, 1000, 0.9, 10_000, 400, 200)),
+        ("scans-in-zipf", Trace::scans_in_zipf(5, 1000, 0.9, 8_000, 400, 200)),
         ("phases", Trace::phases(6, 1500, 1.0, 14_000, 8)),
         ("recency", Trace::recency(7, 1500, 1.1, 14_000)),
         ("streamed-weights", Trace::streamed_weights(8, 36, 6, 60, 24_000)),

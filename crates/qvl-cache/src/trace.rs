@@ -15,8 +15,9 @@
 //! checksum                   u64 LE, XXH3-64 of all before
 //! ```
 //!
-//! A varint has 7 bits a byte, the low ones first, the high bit set on all but the last (LEB128). Zigzag puts the sign in
-//! the lowest bit. A loop takes a byte a request, a Zipf trace two or so.
+//! The bytes of all requests together are less than 2^64. A varint has 7 bits a byte, the low ones first, the high bit set
+//! on all but the last (LEB128). Zigzag puts the sign in the lowest bit. A loop takes a byte a request, a Zipf trace two
+//! or so.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -161,9 +162,14 @@ impl Trace {
         let mut requests = Vec::with_capacity(count as usize);
         let mut known: Vec<(u64, u64, u32)> = Vec::new();
         let (mut after, mut last_new) = (0_u64, 0_u64);
+        let mut total = 0_u64;
         for index in 0..count {
             let request = decode_request(&mut rest, &mut known, &mut after, &mut last_new)
                 .map_err(|what| bad(format!("request {index} of {count}: {what}")))?;
+            // So no sum over a trace that was read can overflow.
+            total = total.checked_add(request.bytes).ok_or_else(|| {
+                bad(format!("request {index} of {count}: all bytes so far are more than 2^64"))
+            })?;
             requests.push(request);
         }
         if !rest.is_empty() {

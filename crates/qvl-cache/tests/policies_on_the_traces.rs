@@ -203,7 +203,7 @@ fn a_dear_value_stays_where_cost_counts() {
 
 #[test]
 fn the_best_policy_is_named() {
-    assert_eq!(best(&Trace::cycle(100, 1000), &[50 * GENERATED_BYTES]), PolicyName::Cyclic);
+    assert_eq!(best(&Trace::cycle(1000, 5000), &[500 * GENERATED_BYTES]), PolicyName::Cyclic);
     // All are alike here: then it is the default.
     assert_eq!(best(&Trace::cycle(10, 1000), &[50 * GENERATED_BYTES]), PolicyName::Auto);
 }

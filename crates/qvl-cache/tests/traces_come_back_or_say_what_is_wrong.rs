@@ -10,7 +10,7 @@ use qvl_cache::trace::{Request, Trace};
 
 fn requests() -> impl Strategy<Value = Vec<Request>> {
     let id = prop_oneof![0_u64..20, any::<u64>()];
-    let bytes = prop_oneof![1_u64..10, 1..=u64::MAX];
+    let bytes = prop_oneof![1_u64..10, 1..=u64::MAX / 128];
     let request = (id, bytes, any::<u32>(), any::<bool>());
     let request =
         request.prop_map(|(id, bytes, cost_micros, write)| Request { id, bytes, cost_micros, write });
@@ -88,6 +88,9 @@ fn errors_name_the_file_and_what_is_wrong() {
     let body = empty.len() - 8;
     empty.insert(body, 0);
     assert!(says(&sealed(empty)).0.contains(": 1 bytes after the last of 10 requests"));
+    let request = Request { id: 1, bytes: u64::MAX / 2, cost_micros: 1, write: false };
+    let (text, malformed) = says(&Trace { requests: vec![request; 3] }.encode());
+    assert!(malformed && text.contains("request 2 of 3: all bytes so far"), "{text}");
     std::fs::remove_file(&path).unwrap();
     assert!(matches!(Trace::read(&path).unwrap_err(), Error::Io { .. }));
     Trace::cycle(3, 10).write(&path).unwrap();

@@ -51,11 +51,11 @@ impl Outcome {
     fn count(&mut self, request: &crate::trace::Request, hit: bool) {
         let seconds = f64::from(request.cost_micros) * 1e-6;
         self.requests += 1;
-        self.bytes_requested += request.bytes;
+        self.bytes_requested = self.bytes_requested.saturating_add(request.bytes);
         self.seconds_requested += seconds;
         if hit {
             self.hits += 1;
-            self.bytes_hit += request.bytes;
+            self.bytes_hit = self.bytes_hit.saturating_add(request.bytes);
             self.seconds_saved += seconds;
         }
     }

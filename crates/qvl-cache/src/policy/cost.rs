@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The clock is what ages: an item that was used often long ago falls behind those that come in later. With one cost
-//! and one size this is least frequently used with that ageing; with one more use a tie goes to the more recent. 80 bytes
-//! an item; O(log n).
+//! and one size this is least frequently used with that ageing, and of two that are equal the older goes. 80 bytes an
+//! item; O(log n).
 
 use super::heap::{Heap, OUT, ordered};
 use super::slab::Slab;

@@ -144,11 +144,11 @@ impl Policy for Cyclic {
     }
 
     fn order(&self) -> Vec<Slot> {
-        let mut order: Vec<_> = self.kept.lists.backwards(USED).collect();
+        let mut order: Vec<_> = self.kept.lists.backward(USED).collect();
         if self.rule == Rule::Loop {
             order.reverse();
         }
-        order.extend(self.kept.lists.backwards(PINNED));
+        order.extend(self.kept.lists.backward(PINNED));
         order
     }
 

@@ -26,6 +26,10 @@ impl<K: Ord + Copy> Heap<K> {
         self.members.first().copied()
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.members.clear();
+    }
+
     pub(crate) fn push(&mut self, places: &mut Vec<u32>, key: K, slot: u32) {
         if places.len() <= slot as usize {
             places.resize(slot as usize + 1, OUT);

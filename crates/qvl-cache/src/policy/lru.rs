@@ -109,7 +109,7 @@ impl Policy for Lru {
     }
 
     fn order(&self) -> Vec<Slot> {
-        self.lists.backwards(USED).chain(self.lists.backwards(PINNED)).collect()
+        self.lists.backward(USED).chain(self.lists.backward(PINNED)).collect()
     }
 
     fn why(&self, slot: Slot) -> String {

@@ -43,6 +43,11 @@ impl<T> Slab<T> {
         self.rows.len() - self.free.len()
     }
 
+    /// All slots are below this.
+    pub(crate) fn end(&self) -> u32 {
+        self.rows.len() as u32
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &T)> {
         self.rows.iter().zip(0..).filter_map(|(row, at)| row.as_ref().map(|row| (Slot(at), row)))
     }
@@ -128,7 +133,7 @@ impl<const N: usize> Lists<N> {
     }
 
     /// From the back to the front.
-    pub(crate) fn backwards(&self, list: usize) -> impl Iterator<Item = Slot> {
+    pub(crate) fn backward(&self, list: usize) -> impl Iterator<Item = Slot> {
         std::iter::successors(self.back(list), |slot| {
             Some(self.links[slot.0 as usize].front).filter(|at| *at != NONE).map(Slot)
         })
@@ -149,8 +154,8 @@ mod tests {
         lists.push_front(0, Slot(0));
         assert_eq!(lists.remove(Slot(3)), Some(0));
         assert_eq!(lists.remove(Slot(3)), None);
-        assert_eq!(lists.backwards(0).collect::<Vec<_>>(), [Slot(1), Slot(0)]);
-        assert_eq!(lists.backwards(1).collect::<Vec<_>>(), [Slot(2)]);
+        assert_eq!(lists.backward(0).collect::<Vec<_>>(), [Slot(1), Slot(0)]);
+        assert_eq!(lists.backward(1).collect::<Vec<_>>(), [Slot(2)]);
         assert_eq!(
             (lists.front(0), lists.list_of(Slot(2)), lists.list_of(Slot(3))),
             (Some(Slot(0)), Some(1), None)

@@ -4,7 +4,7 @@
 //! G. Einziger, R. Friedman, B. Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM Transactions on
 //! Storage 13(4), 2017. The window has 1 % of the budget; the main part is a segmented LRU (80 % protected). How often
 //! a key was asked for, resident or not, is estimated with a count-min sketch of 4-bit counters that are halved after
-//! ten requests a counter column. By size as in the same authors' "Lightweight Robust Size Aware Cache Management"
+//! ten requests a word of them. By size as in the same authors' "Lightweight Robust Size Aware Cache Management"
 //! (2022, "aggregated victims"): a candidate must have been asked for more often than all together who would go for it.
 //!
 //! 60 bytes an item, and 8 bytes of sketch an item, 8 MiB at most; O(1) but for the victims looked at together.
@@ -92,7 +92,7 @@ impl TinyLfu {
         let mut missing = self.total().saturating_sub(self.budget).max(1);
         let own = self.frequency(candidate);
         let mut others = 0;
-        let main = self.lists.backwards(PROBATION).chain(self.lists.backwards(PROTECTED));
+        let main = self.lists.backward(PROBATION).chain(self.lists.backward(PROTECTED));
         for slot in main.filter(|slot| *slot != candidate) {
             others += self.frequency(slot);
             if others >= own {
@@ -196,7 +196,7 @@ impl Policy for TinyLfu {
             if !self.wins(candidate) {
                 return Some(candidate);
             }
-            let main = self.lists.backwards(PROBATION).chain(self.lists.backwards(PROTECTED));
+            let main = self.lists.backward(PROBATION).chain(self.lists.backward(PROTECTED));
             return main.into_iter().find(|slot| *slot != candidate);
         }
         [PROBATION, PROTECTED, WINDOW].into_iter().find_map(|list| self.lists.back(list))
@@ -224,7 +224,7 @@ impl Policy for TinyLfu {
     fn order(&self) -> Vec<Slot> {
         [PROBATION, PROTECTED, WINDOW, PINNED]
             .into_iter()
-            .flat_map(|list| self.lists.backwards(list))
+            .flat_map(|list| self.lists.backward(list))
             .collect()
     }
 

@@ -1,9 +1,11 @@
 //! What is remembered of an id, and what it says about when it is wanted again.
 
+use std::sync::LazyLock;
+
 use super::order::Line;
 
-/// Ids that a half of the memory holds; see [`Clock`].
-const EPOCH_IDS: u32 = 7 << 16;
+/// Ids that a half of the memory holds, as many as a table of 2^19 places takes.
+pub(super) const EPOCH_IDS: u32 = 7 << 16;
 
 /// What the requests said of an id until it was last asked for. The same at every budget.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +31,9 @@ const FADING: [f64; 3] = [0.5, 0.875, 0.968_75];
 pub(super) struct Clock {
     pub(super) now: u64,
     epoch: u64,
-    /// Different ids asked for in this epoch.
+    /// Different ids asked for in this epoch, which ends with so many.
     ids: u32,
+    ids_max: u32,
     pub(super) newcomers: Newcomers,
 }
 
@@ -100,8 +103,8 @@ impl Newcomer {
 const LATE: f64 = 1.125;
 
 impl Clock {
-    pub(super) const fn new() -> Self {
-        Self { now: 0, epoch: 0, ids: 0, newcomers: Newcomers([Newcomer::NEW; 32]) }
+    pub(super) const fn new(ids_max: u32) -> Self {
+        Self { now: 0, epoch: 0, ids: 0, ids_max, newcomers: Newcomers([Newcomer::NEW; 32]) }
     }
 
     pub(super) const fn epoch(&self) -> u64 {
@@ -151,7 +154,7 @@ impl Clock {
         if history.epoch != self.epoch {
             history.epoch = self.epoch;
             self.ids += 1;
-            if self.ids >= EPOCH_IDS {
+            if self.ids >= self.ids_max {
                 self.epoch += 1;
                 self.ids = 0;
             }
@@ -167,16 +170,19 @@ impl History {
 
     /// The gaps in a faded sum, and their mean.
     fn mean(&self, fading: usize) -> (f64, f64) {
-        let keep = FADING[fading];
-        let gaps = (1.0 - keep.powi(self.count.min(1000) as i32 - 1)) / (1.0 - keep);
+        let gaps = TABLES.gaps[fading][self.row()];
         (gaps, f64::from(self.sums[fading]) / gaps)
     }
 
     /// After this request it is no more what it was: of the gaps after `n` with that mean one in 400 is as long, if they
     /// are Poisson's (then the next gap ÷ mean is above c with probability (1 + c ÷ n)^-n).
     fn late(&self, fading: usize) -> u64 {
-        let (gaps, mean) = self.mean(fading);
-        self.last + (mean * gaps * (RARE.powf(1.0 / gaps) - 1.0)) as u64 + 8
+        self.last + (f64::from(self.sums[fading]) * TABLES.late[fading][self.row()]) as u64 + 8
+    }
+
+    /// The row of [`Tables`]. No sum has any part left of what is more than 256 gaps ago.
+    const fn row(&self) -> usize {
+        (if self.count < 256 { self.count } else { 255 }) as usize
     }
 
     /// After this request an item of a loop is late.
@@ -186,6 +192,24 @@ impl History {
 }
 
 const RARE: f64 = 400.0;
+
+/// By fading and count of requests: how many gaps a sum of that many stands for, and how many times the sum is late.
+struct Tables {
+    gaps: [[f64; 256]; 3],
+    late: [[f64; 256]; 3],
+}
+
+static TABLES: LazyLock<Tables> = LazyLock::new(|| {
+    let mut tables = Tables { gaps: [[1.0; 256]; 3], late: [[1.0; 256]; 3] };
+    for (fading, keep) in FADING.into_iter().enumerate() {
+        for count in 2..256 {
+            let gaps = (1.0 - keep.powi(count - 1)) / (1.0 - keep);
+            tables.gaps[fading][count as usize] = gaps;
+            tables.late[fading][count as usize] = RARE.powf(1.0 / gaps) - 1.0;
+        }
+    }
+    tables
+});
 
 /// How a history is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -232,7 +256,10 @@ impl Model {
         let ago = now - history.last;
         let gap = history.gap.round() as u64;
         if history.count < 2 {
-            return format!("used {uses} times, last {ago} requests ago");
+            return match uses {
+                0 | 1 => format!("used once, {ago} requests ago"),
+                _ => format!("used {uses} times, last {ago} requests ago"),
+            };
         }
         if self.loops && history.is_regular() {
             if now <= history.deadline() {

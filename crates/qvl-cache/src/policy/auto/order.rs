@@ -6,8 +6,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use hashbrown::HashMap;
-
 use super::Slot;
 use super::history::Newcomers;
 use crate::policy::heap::{Heap, OUT, ordered, unordered};
@@ -82,19 +80,27 @@ fn value(kind: Kind, slope: f64, zero: f64, now: u64, newcomers: &Newcomers) -> 
         }
 }
 
+/// The largest and smallest exponents of slopes, in quarter octaves: 2^±128.
+const QUARTERS_MAX: i16 = 512;
+
 fn quarter_octaves(slope: f64) -> i16 {
-    (slope.log2() * 4.0).round().clamp(-1000.0, 1000.0) as i16
+    let max = f64::from(QUARTERS_MAX);
+    (slope.log2() * 4.0).round().clamp(-max, max) as i16
 }
 
 fn slope_of(quarters: i16) -> f64 {
-    (f64::from(quarters) / 4.0).exp2()
+    /// 2^(0, 1/4, 1/2, 3/4).
+    const ROOTS: [f64; 4] = [1.0, 1.189_207_115_002_721, std::f64::consts::SQRT_2, 1.681_792_830_507_429];
+    let octave = f64::from_bits((1023 + i64::from(quarters.div_euclid(4))) as u64 * (1 << 52));
+    octave * ROOTS[quarters.rem_euclid(4) as usize]
 }
 
 /// All that can go, so that the one of the largest priority is found.
 #[derive(Debug)]
 pub(super) struct Order {
     classes: Vec<Class>,
-    by_slope: HashMap<(Kind, i16), u32>,
+    /// The class of each kind and slope; `OUT` where there is none yet.
+    by_slope: Vec<u32>,
     /// The class of each slot, and its places in that class's heaps.
     class_of: Vec<u32>,
     places: [Vec<u32>; 2],
@@ -113,6 +119,9 @@ struct Class {
     /// The same in reverse, for newcomers: either end may be the worst.
     reverse: Heap<(u64, u64)>,
 }
+
+/// Value, kind, slope, key and id, slot.
+type Candidate = (u64, Kind, i16, (u64, u64), u32);
 
 impl Class {
     fn push(&mut self, places: &mut [Vec<u32>; 2], (key, id): (u64, u64), slot: u32) {
@@ -141,7 +150,7 @@ impl Order {
     pub(super) fn new() -> Self {
         Self {
             classes: Vec::new(),
-            by_slope: HashMap::new(),
+            by_slope: vec![OUT; 3 * SLOPES],
             class_of: Vec::new(),
             places: [Vec::new(), Vec::new()],
             deadlines: BinaryHeap::new(),
@@ -179,6 +188,18 @@ impl Order {
         }
     }
 
+    /// Takes all out.
+    pub(super) fn clear(&mut self) {
+        for class in &mut self.classes {
+            class.heap.clear();
+            class.reverse.clear();
+        }
+        self.places.iter_mut().for_each(|places| places.fill(OUT));
+        self.deadline_of.fill(u64::MAX);
+        self.deadlines.clear();
+        self.len = 0;
+    }
+
     pub(super) fn remove(&mut self, slot: Slot) {
         let at = slot.0 as usize;
         if self.places[0].get(at).is_some_and(|place| *place != OUT) {
@@ -207,7 +228,7 @@ impl Order {
     /// Where two are equal the kind and the slope decide, then the key, then the id: nothing that depends on who else is
     /// here, or on the order in which they came.
     pub(super) fn worst(&self, now: u64, newcomers: &Newcomers) -> Option<Slot> {
-        let mut worst: Option<(u64, Kind, i16, (u64, u64), u32)> = None;
+        let mut worst: Option<Candidate> = None;
         for class in &self.classes {
             let reverse = class.reverse.top().map(|((key, id), slot)| ((!key, id), slot));
             for ((key, id), slot) in class.heap.top().into_iter().chain(reverse) {
@@ -220,16 +241,31 @@ impl Order {
     }
 
     fn class(&mut self, kind: Kind, quarters: i16) -> u32 {
-        let classes = &mut self.classes;
-        *self.by_slope.entry((kind, quarters)).or_insert_with(|| {
-            classes.push(Class {
-                kind,
-                quarters,
-                slope: slope_of(quarters),
-                heap: Heap::new(),
-                reverse: Heap::new(),
-            });
-            classes.len() as u32 - 1
-        })
+        let known = &mut self.by_slope[kind as usize * SLOPES + (quarters + QUARTERS_MAX) as usize];
+        if *known == OUT {
+            *known = self.classes.len() as u32;
+            let (heap, reverse) = (Heap::new(), Heap::new());
+            self.classes.push(Class { kind, quarters, slope: slope_of(quarters), heap, reverse });
+        }
+        *known
+    }
+}
+
+/// How many slopes there are.
+const SLOPES: usize = 2 * QUARTERS_MAX as usize + 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_powers_of_two_by_quarters() {
+        for quarters in [-512, -5, -1, 0, 1, 2, 3, 4, 511] {
+            let expected = (f64::from(quarters) / 4.0).exp2();
+            assert!((slope_of(quarters) / expected - 1.0).abs() < 1e-14);
+            assert_eq!(quarter_octaves(slope_of(quarters)), quarters);
+        }
+        assert_eq!(quarter_octaves(0.0), -512);
+        assert_eq!(quarter_octaves(f64::INFINITY), 512);
     }
 }

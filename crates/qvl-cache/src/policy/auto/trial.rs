@@ -3,7 +3,8 @@
 //! A sample of the ids (by a hash of the id, so that all requests for one are in it or none) goes through small caches,
 //! one for each model and size, whose sizes are shares of the sampled ids and so have nothing to do with the tier's
 //! budget. C. Waldspurger, T. Saemundsson, I. Ahmad, N. Park, "Cache Modeling and Optimization using Miniature
-//! Simulations", USENIX ATC 2017. The model with the most hits is used, if it is nowhere worse than plain recency.
+//! Simulations", USENIX ATC 2017. The model that saves most is used, where being worse than plain recency at any
+//! size counts many times.
 
 use hashbrown::HashMap;
 
