@@ -14,7 +14,8 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_BYTES]);
 
-/// Buffers that came back, up to a bound of bytes.
+/// Buffers that came back, up to a bound of bytes; and one that is larger than the bound, as long as nothing else is
+/// asked for: whoever reads large values one after the other has its memory once.
 #[derive(Clone)]
 pub(crate) struct Buffers {
     shared: Arc<Mutex<Free>>,
@@ -25,6 +26,13 @@ struct Free {
     buffers: std::collections::BTreeMap<usize, Vec<Vec<Page>>>,
     bytes: usize,
     bytes_max: usize,
+}
+
+impl Free {
+    fn clear(&mut self) {
+        self.buffers.clear();
+        self.bytes = 0;
+    }
 }
 
 impl Buffers {
@@ -40,8 +48,11 @@ impl Buffers {
         let used = {
             let mut free = self.shared.lock();
             let found = free.buffers.get_mut(&pages).and_then(Vec::pop);
-            if found.is_some() {
-                free.bytes -= pages * PAGE_BYTES;
+            match &found {
+                Some(_) => free.bytes -= pages * PAGE_BYTES,
+                // The one that is larger than the bound is in the way of what is used now.
+                None if free.bytes > free.bytes_max => free.clear(),
+                None => {}
             }
             found
         };
@@ -94,7 +105,7 @@ impl Drop for Buffer {
         let pages = std::mem::take(&mut self.pages);
         let bytes = pages.len() * PAGE_BYTES;
         let mut free = self.home.shared.lock();
-        if free.bytes + bytes <= free.bytes_max {
+        if free.bytes == 0 || free.bytes + bytes <= free.bytes_max {
             free.bytes += bytes;
             free.buffers.entry(pages.len()).or_default().push(pages);
         }
@@ -126,6 +137,17 @@ mod tests {
         let held: Vec<_> = (0..4).map(|_| buffers.take(4 * PAGE_BYTES)).collect();
         drop(held);
         assert_eq!(buffers.free_bytes(), 8 * PAGE_BYTES);
+    }
+
+    #[test]
+    fn one_that_is_larger_than_the_bound_stays_until_another_is_wanted() {
+        let buffers = Buffers::new(8 * PAGE_BYTES);
+        buffers.take(1 << 20).bytes_mut()[0] = 9;
+        let again = buffers.take(1 << 20);
+        assert_eq!((again.as_ref()[0], buffers.free_bytes()), (9, 0));
+        drop(again);
+        drop(buffers.take(PAGE_BYTES));
+        assert_eq!(buffers.free_bytes(), PAGE_BYTES);
     }
 
     #[test]

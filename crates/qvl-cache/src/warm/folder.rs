@@ -19,8 +19,17 @@ use crate::{Error, Result};
 const MARKER: &str = "qvl-cache";
 const LOCK: &str = "lock";
 const FIRST_LINE: &str = "a warm tier of qvl-cache";
-/// Folders below `values/`: a file is in the one of its generation's low byte.
+/// Folders below `values/`.
 pub(crate) const FAN_OUT: u64 = 256;
+/// Values written one after the other that lie in one folder: file systems place the files of a folder beside each
+/// other, and what was written together is often read together. Spread over all folders, reads of 1 MiB past the page
+/// cache took 1.6 times as long.
+const RUN: u64 = 512;
+
+/// The number of the folder that a value's file is in.
+pub(crate) fn fan_of(generation: u64) -> u64 {
+    generation / RUN % FAN_OUT
+}
 
 /// A folder that this process has.
 pub(crate) struct Folder {
@@ -94,18 +103,19 @@ impl Folder {
         self.path.join("order")
     }
 
-    pub(crate) fn value_folder(&self, generation: u64) -> PathBuf {
-        self.path.join("values").join(format!("{:02x}", generation % FAN_OUT))
+    /// Of a number below [`FAN_OUT`].
+    pub(crate) fn value_folder(&self, fan: u64) -> PathBuf {
+        self.path.join("values").join(format!("{fan:02x}"))
     }
 
     pub(crate) fn value(&self, generation: u64) -> PathBuf {
-        self.value_folder(generation).join(format!("{generation:016x}"))
+        self.value_folder(fan_of(generation)).join(format!("{generation:016x}"))
     }
 
     /// All of them, so that one that is missing later says that something happened to the folder.
     pub(crate) fn create_value_folders(&self, storage: &dyn Storage) -> io::Result<()> {
-        for folder in 0..FAN_OUT {
-            let path = self.value_folder(folder);
+        for fan in 0..FAN_OUT {
+            let path = self.value_folder(fan);
             if !path.is_dir() {
                 storage.create_folder(&path)?;
             }

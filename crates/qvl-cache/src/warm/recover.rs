@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::folder::{self, FAN_OUT, Folder, io_error};
+use super::folder::{self, FAN_OUT, Folder, fan_of, io_error};
 use super::format::{self, Place, Record, TAIL_BYTES};
 use super::index::{Changes, Index, OpenError};
 use super::read::Reader;
@@ -291,7 +291,7 @@ pub(crate) fn sweep(shared: &Shared) {
             Ok(files) => files,
             Err(error) => {
                 // Nothing is known of these: they stay, and are found when they are read.
-                expected.retain(|generation, _| generation % FAN_OUT != fan);
+                expected.retain(|&generation, _| fan_of(generation) != fan);
                 shared.failed(format!("{}: cannot read the folder: {error}", path.display()));
                 continue;
             }

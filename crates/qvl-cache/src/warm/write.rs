@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::HashSet;
 
-use super::folder::io_error;
+use super::folder::{fan_of, io_error};
 use super::format::{self, Place, Record};
 use super::health::Gate;
 use super::index::Changes;
@@ -307,7 +307,7 @@ impl Shared {
             }
             let path = self.folder.value(*generation);
             match self.storage.sync(&path) {
-                Ok(()) => _ = folders.insert(self.folder.value_folder(*generation)),
+                Ok(()) => _ = folders.insert(self.folder.value_folder(fan_of(*generation))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if self.is_current(*id, *generation) && self.forget(*id, Some(*generation)) {
                         add(&self.count.damaged, 1);
