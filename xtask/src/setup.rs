@@ -1,8 +1,10 @@
 //! What building and testing needs beyond what this program was built with.
 //!
-//! That is little: rustfmt and clippy for `test`, and, only for the optional decoder of Pillow, CMake and an
-//! assembler. What is missing is installed where that needs no question; else the command is printed.
+//! That is little: rustfmt and clippy for `test`, a C++ compiler and libclang for RocksDB under the warm tier of
+//! qvl-cache, and, only for the optional decoder of Pillow, CMake and an assembler. What is missing is installed where
+//! that needs no question; else the command is printed.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
@@ -11,6 +13,8 @@ use crate::run::{cargo, say, succeed};
 
 pub(crate) fn run() -> Result<()> {
     rust_tools()?;
+    rocksdb()?;
+    say("setup: a C++ compiler and libclang are there: qvl-cache can be built with its warm tier");
     if libjpeg_turbo() {
         say("setup: cmake and nasm are there: the feature libjpeg-turbo can be built");
     }
@@ -36,9 +40,52 @@ pub(crate) fn rust_tools() -> Result<()> {
     Ok(())
 }
 
+/// What RocksDB is built with: a C++20 compiler, and libclang, which its bindings are made with.
+pub(crate) fn rocksdb() -> Result<()> {
+    if has_rocksdb_tools() {
+        return Ok(());
+    }
+    install(&["g++", "libclang-dev"], "qvl-cache's warm tier (its default feature rocksdb)");
+    if has_rocksdb_tools() {
+        return Ok(());
+    }
+    bail!(
+        "RocksDB, under the warm tier of qvl-cache, needs a C++20 compiler and libclang: install them and try again"
+    );
+}
+
+fn has_rocksdb_tools() -> bool {
+    works_with_args("c++", &["--version"]) && has_libclang()
+}
+
+/// Whether bindgen will find libclang: where it was told, or where Debian and its like, and llvm-config, have it.
+fn has_libclang() -> bool {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    folders.extend(std::env::var_os("LIBCLANG_PATH").map(PathBuf::from));
+    let mut llvm = Command::new("llvm-config");
+    llvm.arg("--libdir");
+    folders.extend(crate::run::output(&mut llvm).map(|folder| PathBuf::from(folder.trim())));
+    folders.extend(["/usr/lib", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from));
+    if let Ok(entries) = std::fs::read_dir("/usr/lib") {
+        let paths = entries.flatten().map(|entry| entry.path());
+        // /usr/lib/llvm-14/lib, /usr/lib/x86_64-linux-gnu.
+        folders.extend(paths.flat_map(|path| [path.join("lib"), path]));
+    }
+    folders.iter().any(|folder| {
+        let Ok(entries) = std::fs::read_dir(folder) else { return false };
+        entries.flatten().any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("libclang.so")
+                || name.starts_with("libclang-") && name.contains(".so")
+                || name == "libclang.dylib"
+        })
+    })
+}
+
 /// Whether the feature `libjpeg-turbo` can be built here, after what it needs was installed if that could be done.
 pub(crate) fn libjpeg_turbo() -> bool {
-    has_libjpeg_turbo_tools() || install(&["cmake", "nasm"])
+    has_libjpeg_turbo_tools() || install(&["cmake", "nasm"], "the feature libjpeg-turbo (optional)")
 }
 
 /// Whether the C library of the feature `libjpeg-turbo` can be built here.
@@ -47,10 +94,10 @@ fn has_libjpeg_turbo_tools() -> bool {
 }
 
 /// Installs Debian packages if that needs no password; else prints how. `false` if they are not there after.
-fn install(packages: &[&str]) -> bool {
+fn install(packages: &[&str], what_for: &str) -> bool {
     let by_hand = format!("apt-get install --yes {}", packages.join(" "));
     if !is_root() || !works_with_args("apt-get", &["--version"]) {
-        say(&format!("setup: for the feature libjpeg-turbo (optional) run: sudo {by_hand}"));
+        say(&format!("setup: for {what_for} run: sudo {by_hand}"));
         return false;
     }
     say(&format!("setup: {by_hand}"));
@@ -63,9 +110,7 @@ fn install(packages: &[&str]) -> bool {
     arguments.extend(packages);
     let done = apt(&arguments) || (apt(&["update"]) && apt(&arguments));
     if !done {
-        say(&format!(
-            "setup: that failed; the feature libjpeg-turbo is not tested (`{by_hand}` would make it so)"
-        ));
+        say(&format!("setup: that failed; {what_for} needs what `{by_hand}` installs"));
     }
     done
 }

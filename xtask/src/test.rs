@@ -5,6 +5,8 @@ use anyhow::Result;
 use crate::run::{Steps, cargo, root, say, succeed};
 use crate::setup;
 
+const CACHE_FEATURES: &str = "async,object-store,postcard,rkyv,safetensors";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Leave out what needs CMake: the tests of the feature libjpeg-turbo.
@@ -14,7 +16,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
-    steps.step("set-up", setup::rust_tools)?;
+    steps.step("set-up", || {
+        setup::rust_tools()?;
+        setup::rocksdb()
+    })?;
     steps.step("format", || succeed(&mut cargo(&["fmt", "--all", "--check"])))?;
     steps.step("clippy", || {
         succeed(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
@@ -24,11 +29,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     steps.step("docs", || {
         succeed(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
-    steps.step("model of the prefetch queue (loom)", || {
-        let manifest = "crates/qvl-dataload/loom/Cargo.toml";
-        // A folder of its own: the model is no member of the workspace, and its tests are of use only when optimised.
+    steps.step("models of the prefetch queue and of moving values (loom)", || {
+        // A folder of its own: the models are no members of the workspace, and of use only when optimised.
         let target = root().join("target/loom");
-        succeed(cargo(&["test", "--release", "--manifest-path", manifest]).env("CARGO_TARGET_DIR", target))
+        ["crates/qvl-dataload/loom/Cargo.toml", "crates/qvl-cache/loom/Cargo.toml"].iter().try_for_each(
+            |manifest| {
+                let test = ["test", "--release", "--manifest-path", manifest];
+                succeed(cargo(&test).env("CARGO_TARGET_DIR", &target))
+            },
+        )
+    })?;
+    steps.step("qvl-cache with its features", || {
+        let all = ["--package", "qvl-cache", "--features", CACHE_FEATURES];
+        succeed(cargo(&["clippy", "--all-targets"]).args(all).args(["--", "--deny", "warnings"]))?;
+        succeed(cargo(&["test"]).args(all))?;
+        // And what is left in pure Rust: no compiler for C++, no warm tier.
+        let none = ["--package", "qvl-cache", "--no-default-features"];
+        succeed(cargo(&["clippy", "--all-targets"]).args(none).args(["--", "--deny", "warnings"]))
     })?;
     let mut features = vec!["io-uring", "parquet"];
     if args.no_c {

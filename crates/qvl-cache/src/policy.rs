@@ -100,7 +100,10 @@ pub trait Policy: Send {
 
     /// What this policy knows of a resident item, as a line for a person; empty for none. For `explain`.
     fn why(&self, slot: Slot) -> String {
-        format!("used {} times", self.uses(slot))
+        match self.uses(slot) {
+            1 => "used once".to_owned(),
+            uses => format!("used {uses} times"),
+        }
     }
 }
 

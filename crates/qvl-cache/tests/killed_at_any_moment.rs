@@ -167,7 +167,7 @@ fn nothing_wrong_and_nothing_acknowledged_is_lost() {
                 let known = known.entry(key).or_insert(Known { may_miss: true, ..Known::default() });
                 match read {
                     Some(read) => {
-                        assert!(known.begun.contains(&read), "kill {kill}: key {key} has {read}: {known:?}")
+                        assert!(known.begun.contains(&read), "kill {kill}: key {key} has {read}: {known:?}");
                     }
                     None => assert!(known.may_miss, "kill {kill}: key {key} is missing: {known:?}"),
                 }

@@ -214,6 +214,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
             hinted: (self.threads == 0).then(|| hinted.clone()),
             threads: self.threads,
             closed: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            cold_failing: AtomicBool::new(false),
             late: Mutex::new(Vec::new()),
             usual_cost: AtomicU64::new(0),
         });

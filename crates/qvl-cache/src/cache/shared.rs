@@ -75,6 +75,10 @@ pub(super) struct Shared<K: Key, V: Clone + Send + Sync + 'static> {
     pub(super) hinted: Option<Receiver<K>>,
     pub(super) threads: usize,
     pub(super) closed: AtomicBool,
+    /// Whether the last value that was to be stored below could not be.
+    pub(super) failing: AtomicBool,
+    /// Whether the last question to a cold tier failed.
+    pub(super) cold_failing: AtomicBool,
     pub(super) late: Mutex<Vec<Error>>,
     /// Seconds a value took to make, on average; bits of an `f32`.
     pub(super) usual_cost: AtomicU64,
@@ -285,10 +289,16 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
                 Ok(None) => continue,
                 Err(error) => {
                     Counters::add(&self.counters.cold_errors, 1);
+                    if !self.cold_failing.swap(true, Ordering::Relaxed) {
+                        self.notice(|| format!("a cold tier is gone without for now: {error}"));
+                    }
                     self.late(error);
                     continue;
                 }
             };
+            if self.cold_failing.swap(false, Ordering::Relaxed) {
+                self.notice(|| format!("{} answers again", tier.name()));
+            }
             let seconds = self.clock.now().saturating_sub(begun).as_secs_f64();
             let bytes = value.len() as u64;
             match self.codec.decode(value) {
@@ -573,18 +583,13 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         }
     }
 
-    /// Keeps an error for `close`, and says it once.
+    /// Keeps an error for `close`: each kind once.
     pub(super) fn late(&self, error: Error) {
         Counters::add(&self.counters.late_errors, 1);
         let mut late = self.late.lock();
         let text = error.to_string();
-        if late.len() < LATE_ERRORS_MAX {
-            let said = late.iter().any(|before| before.to_string() == text);
-            if !said {
-                late.push(error);
-                drop(late);
-                self.notice(|| text);
-            }
+        if late.len() < LATE_ERRORS_MAX && late.iter().all(|before| before.to_string() != text) {
+            late.push(error);
         }
     }
 

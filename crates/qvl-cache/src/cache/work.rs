@@ -172,9 +172,19 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             Stored::Failed(_) => self.hot.mark_stored(key, hash, pending.version, false, now),
         }
         match &stored {
-            Stored::Yes => Counters::add(&self.counters.demoted, 1),
+            Stored::Yes => {
+                Counters::add(&self.counters.demoted, 1);
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    self.notice(|| "values can be stored below memory again".to_owned());
+                }
+            }
             Stored::Refused => Counters::add(&self.counters.not_stored, 1),
-            Stored::Failed(_) => Counters::add(&self.counters.lost, 1),
+            Stored::Failed(error) => {
+                Counters::add(&self.counters.lost, 1);
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    self.notice(|| format!("values are kept in memory only: {}", with_cause(error)));
+                }
+            }
         }
         drop(finish);
         stored
@@ -328,6 +338,14 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         let errors = std::mem::take(&mut *self.late.lock());
         let count = self.counters.late_errors.load(Ordering::Relaxed);
         LateErrors { more: count.saturating_sub(errors.len() as u64), errors }
+    }
+}
+
+/// An error with what caused it, in a line.
+fn with_cause(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 

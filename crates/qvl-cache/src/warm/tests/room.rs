@@ -120,7 +120,7 @@ fn a_use_that_was_served_above_keeps_a_value() {
         worth: 1.0,
         uses: 1,
         inline: false,
-        why: String::new(),
+        why: "used once".to_owned(),
     };
     assert_eq!(info, expected);
 }
