@@ -3,6 +3,7 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
+#[cfg_attr(not(feature = "rocksdb"), allow(dead_code, reason = "the warm tier says how much is kept"))]
 mod buffers;
 mod cache;
 mod clock;
@@ -15,6 +16,7 @@ mod flight;
 pub mod fuzzing;
 mod hot;
 pub mod key;
+#[cfg_attr(not(feature = "rocksdb"), expect(dead_code, reason = "the warm tier is left out"))]
 mod middle;
 mod movement;
 pub mod policy;

@@ -245,7 +245,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
     }
 
     #[cfg(not(feature = "rocksdb"))]
-    fn middle(&self, _: u64) -> Result<Option<Box<dyn Middle>>> {
+    fn middle(&mut self, _: u64) -> Result<Option<Box<dyn Middle>>> {
         Ok(None)
     }
 }
