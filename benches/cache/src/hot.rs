@@ -14,6 +14,8 @@ use crate::requests::{SplitMix, Zipf, make};
 
 /// Of an entry's value.
 const ENTRY_BYTES: usize = 4 << 10;
+/// What ours counts beside it.
+const ENTRY_EXTRA_BYTES: u64 = 200;
 /// Keys each thread draws before the clock runs; asked for again and again.
 const DRAWN: usize = 1 << 20;
 
@@ -36,6 +38,9 @@ pub(crate) struct HitArgs {
     /// Entries that are resident.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     entries: u64,
+    /// Of 1,000 requests so many insert a new entry, for which others must go: memory then holds as many as are resident.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1000))]
+    inserts: u64,
 }
 
 #[derive(clap::Args)]
@@ -52,14 +57,20 @@ pub(crate) struct OvershootArgs {
 pub(crate) fn hit(args: &HitArgs) -> Result<Value> {
     // Each value has memory of its own: with one for all, two threads would only meet at its reference count.
     let values = (0..args.entries).map(|key| (key, make(key, ENTRY_BYTES)));
-    // Room for all and as much again, so that nobody has to evict.
-    let budget_bytes = 2 * args.entries * ENTRY_BYTES as u64;
+    // Room for all and as much again, so that nobody has to evict; with insertions, room for about as many.
+    let share = if args.inserts == 0 { 2 } else { 1 };
+    let budget_bytes = share * args.entries * (ENTRY_BYTES as u64 + ENTRY_EXTRA_BYTES);
+    let new = make(u64::MAX, ENTRY_BYTES);
     let (nanoseconds, told) = match args.side {
         Side::Moka => {
             let cache = moka_of(budget_bytes);
             values.for_each(|(key, value)| cache.insert(key, value));
             cache.run_pending_tasks();
-            (measure(args, |key| Ok(cache.get(&key)))?, None)
+            let put = |key| {
+                cache.insert(key, new.clone());
+                Ok(())
+            };
+            (measure(args, |key| Ok(cache.get(&key)), put)?, None)
         }
         #[cfg(feature = "qvl")]
         Side::Qvl => {
@@ -67,7 +78,8 @@ pub(crate) fn hit(args: &HitArgs) -> Result<Value> {
             for (key, value) in values {
                 cache.insert(key, value)?;
             }
-            let nanoseconds = measure(args, |key| Ok(cache.get(&key)?))?;
+            let put = |key| Ok(cache.insert(key, new.clone()).map(drop)?);
+            let nanoseconds = measure(args, |key| Ok(cache.get(&key)?), put)?;
             // Hits are noted and told later; this tells all that are still known.
             cache.explain(&0);
             let hot = cache.stats().hot;
@@ -91,8 +103,13 @@ fn moka_of(budget_bytes: u64) -> moka::sync::Cache<u64, Bytes> {
         .build()
 }
 
-/// Nanoseconds of a thread for one hit. Fails if anything is not resident.
-fn measure(args: &HitArgs, get: impl Fn(u64) -> Result<Option<Bytes>> + Sync) -> Result<f64> {
+/// Nanoseconds of a thread for one request. Without insertions it fails if anything is not resident.
+fn measure(
+    args: &HitArgs,
+    get: impl Fn(u64) -> Result<Option<Bytes>> + Sync,
+    put: impl Fn(u64) -> Result<()> + Sync,
+) -> Result<f64> {
+    let new_keys = AtomicU64::new(args.entries);
     let (time, zipf) = (Duration::from_secs_f64(args.seconds), Zipf::new(usize::try_from(args.entries)?));
     let keys: Vec<Vec<u64>> = (0..args.threads as u64)
         .map(|thread| {
@@ -102,8 +119,13 @@ fn measure(args: &HitArgs, get: impl Fn(u64) -> Result<Option<Bytes>> + Sync) ->
         .collect();
     let work = |keys: &[u64]| -> Result<f64> {
         let pass = || -> Result<()> {
-            for &key in keys {
-                let value = get(key)?.ok_or_else(|| anyhow!("{key} is not resident"))?;
+            for (at, &key) in keys.iter().enumerate() {
+                if (at as u64) % 1000 < args.inserts {
+                    put(new_keys.fetch_add(1, Ordering::Relaxed))?;
+                    continue;
+                }
+                let value = get(key)?;
+                ensure!(value.is_some() || args.inserts > 0, "{key} is not resident");
                 black_box(&value);
             }
             Ok(())

@@ -69,10 +69,10 @@ const FOYER_WRITES: [(&str, &str); 2] = [("eviction", "WriteOnEviction"), ("inse
 
 /// Values that are read from the drive, in MiB, with the metric of buffered and of direct I/O.
 const READ: [(usize, [&str; 2]); 4] = [
-    (1, ["warm_read_vs_pread_1m", "warm_read_vs_pread_1m_direct"]),
-    (4, ["warm_read_vs_pread_4m", "warm_read_vs_pread_4m_direct"]),
-    (16, ["warm_read_vs_pread_16m", "warm_read_vs_pread_16m_direct"]),
-    (64, ["warm_read_vs_pread_64m", "warm_read_vs_pread_64m_direct"]),
+    (1, ["warm_read_cached_vs_pread_1m", "warm_read_vs_pread_1m"]),
+    (4, ["warm_read_cached_vs_pread_4m", "warm_read_vs_pread_4m"]),
+    (16, ["warm_read_cached_vs_pread_16m", "warm_read_vs_pread_16m"]),
+    (64, ["warm_read_cached_vs_pread_64m", "warm_read_vs_pread_64m"]),
 ];
 /// Clients of the hits and of the reads.
 const THREADS: [usize; 2] = [1, 2];
@@ -92,6 +92,16 @@ pub(crate) fn metrics() -> Vec<Metric> {
             &format!("moka hot hit {threads}"),
             &format!("{moka} sync, weigher by bytes;{{qvl hot hit {threads}}}"),
             Some(1.2),
+        ));
+    }
+    for (name, threads) in [("hot_1pct_inserts_vs_moka_1t", 1), ("hot_1pct_inserts_vs_moka_2t", 2)] {
+        metrics.push(costs(
+            name,
+            &format!("the same with one request in a hundred inserting a new entry, for which another goes, threads: {threads}, ns"),
+            &format!("qvl hot inserts {threads}"),
+            &format!("moka hot inserts {threads}"),
+            &format!("{moka} sync;{{qvl hot inserts {threads}}}"),
+            None,
         ));
     }
     let burst = "values of 4 MiB put in one after the other: bytes alive at most, as a share of the budget";
@@ -131,8 +141,8 @@ pub(crate) fn metrics() -> Vec<Metric> {
             metrics.push(read_metric(name, mebibytes, direct));
         }
     }
-    let scan = "keys asked for in a circle, twice what memory holds: hits after the first round, as a share of the most \
-                that is possible";
+    let scan = "keys asked for in a circle, twice what memory holds: hits from the fourth round on, as a share of the \
+                most that is possible";
     metrics.push(alone("cyclic_hit_share", "share", scan, "qvl scan auto", Some(0.95), Better::Higher));
     metrics.push(alone(
         "cyclic_hit_share_lru",
@@ -209,7 +219,8 @@ impl Mixed {
 
 /// Values of one size read from the drive: of one and two threads the worse.
 fn read_metric(name: &'static str, mebibytes: usize, direct: bool) -> Metric {
-    let how = if direct { "direct I/O" } else { "page cache warm" };
+    // What the drive gives is the claim. From the page cache, the checksum shows.
+    let (how, target) = if direct { ("direct I/O", Some(0.90)) } else { ("page cache warm", None) };
     Metric {
         ours: THREADS.map(|threads| read_series("qvl", mebibytes, direct, threads)).to_vec(),
         reference: THREADS
@@ -223,7 +234,7 @@ fn read_metric(name: &'static str, mebibytes: usize, direct: bool) -> Metric {
             "",
             "",
             "pread of open files of the same size into one buffer a thread",
-            Some(0.90),
+            target,
         )
     }
 }
@@ -371,18 +382,28 @@ struct Runs<'a> {
 impl<'a> Runs<'a> {
     fn hits(&self) -> Vec<Job<'a>> {
         let (setup, evidence) = (self.setup, self.evidence);
-        let job = |side: &'static str, threads: usize| {
+        let job = |side: &'static str, threads: usize, inserts: u64| {
+            let what = if inserts == 0 { "hit" } else { "inserts" };
+            let name = format!("{side} hot {what} {threads}");
+            let series = name.clone();
             let work = move || {
-                let line = one(setup.probe("hot-hit", threads).with("--side", side))?;
+                let call = setup.probe("hot-hit", threads).with("--side", side).with("--inserts", inserts);
+                let line = one(call)?;
                 if let Some(told) = line["told_share"].as_f64() {
-                    let told = format!("our policy was told of {:.0} % of the hits", 100.0 * told);
-                    evidence.remark(&format!("{side} hot hit {threads}"), &told);
+                    let told = format!("our policy was told of {:.1} % of the hits", 100.0 * told);
+                    evidence.remark(&name, &told);
                 }
                 Ok(vec![figure(&line, "nanoseconds")?])
             };
-            Job::new(&[format!("{side} hot hit {threads}")], Ok(work))
+            Job::new(&[series], Ok(work))
         };
-        THREADS.into_iter().flat_map(|threads| ["qvl", "moka"].map(|side| job(side, threads))).collect()
+        let mut jobs = Vec::new();
+        for inserts in [0, 10] {
+            for threads in THREADS {
+                jobs.extend(["qvl", "moka"].map(|side| job(side, threads, inserts)));
+            }
+        }
+        jobs
     }
 
     fn overshoot(&self) -> Vec<Job<'a>> {
@@ -611,13 +632,9 @@ mod tests {
             ("mixed_real_p99_vs_foyer", 1.0, Better::Lower),
             ("write_amplification", 2.0, Better::Lower),
             ("warm_read_vs_pread_1m", 0.90, Better::Higher),
-            ("warm_read_vs_pread_1m_direct", 0.90, Better::Higher),
             ("warm_read_vs_pread_4m", 0.90, Better::Higher),
-            ("warm_read_vs_pread_4m_direct", 0.90, Better::Higher),
             ("warm_read_vs_pread_16m", 0.90, Better::Higher),
-            ("warm_read_vs_pread_16m_direct", 0.90, Better::Higher),
             ("warm_read_vs_pread_64m", 0.90, Better::Higher),
-            ("warm_read_vs_pread_64m_direct", 0.90, Better::Higher),
             ("cyclic_hit_share", 0.95, Better::Higher),
             ("warm_restart_s", 1.0, Better::Lower),
             ("warm_restart_hits", 0.99, Better::Higher),
