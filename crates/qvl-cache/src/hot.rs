@@ -207,24 +207,29 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
 
     /// Puts a value in; `leaving` is told of each that makes room, while it can still be found here.
     ///
-    /// With `replace`, a resident of that key gets this value; else it stays as it is.
+    /// With `replace`, a resident of that key gets this value, and `replace` is done before anything else, while nothing
+    /// can leave; else the resident stays as it is.
     pub(crate) fn insert(
         &self,
         incoming: Incoming<K, V>,
         now: Duration,
-        replace: bool,
+        replace: Option<&mut dyn FnMut()>,
         mut leaving: impl FnMut(Outgoing<'_, K, V>),
     ) -> Inserted {
         let hash = self.hash(&incoming.key);
         let budget = self.budget.load(Ordering::Relaxed);
         let mut dropped = Vec::new();
+        let replaces = replace.is_some();
         let mut core = self.core.lock();
         let core = &mut *core;
+        if let Some(first) = replace {
+            first();
+        }
         core.tell(&self.uses, USES_PER_INSERT);
         let resident =
             self.shard(hash).read().find(hash, |entry| entry.key == incoming.key).map(|entry| entry.token);
         if let Some(token) = resident {
-            if !replace {
+            if !replaces {
                 core.policy.hit(token.slot());
                 return Inserted::Present;
             }
@@ -359,9 +364,10 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
         Some(found.remove().0)
     }
 
-    /// Removes a key; whether it was resident.
-    pub(crate) fn remove(&self, key: &K, hash: u64) -> bool {
+    /// Removes a key; whether it was resident. `first` is done before, while nothing can leave.
+    pub(crate) fn remove(&self, key: &K, hash: u64, first: impl FnOnce()) -> bool {
         let mut core = self.core.lock();
+        first();
         let token = self.shard(hash).read().find(hash, |entry| entry.key == *key).map(|entry| entry.token);
         let taken = token.and_then(|token| self.take_out(&mut core, token, Leave::Removed));
         drop(core);
@@ -418,6 +424,11 @@ impl<K: Clone + Eq + Hash, V: Clone> Hot<K, V> {
             held.pins = pins;
         }
         true
+    }
+
+    /// Whether it is resident in this version.
+    pub(crate) fn has_version(&self, key: &K, hash: u64, version: u64) -> bool {
+        self.shard(hash).read().find(hash, |entry| entry.key == *key && entry.version == version).is_some()
     }
 
     /// A tier below has this version now.

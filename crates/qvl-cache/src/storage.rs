@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 mod faulty;
+#[cfg(feature = "rocksdb")]
+pub(crate) mod recycling;
 
 pub use faulty::{Fault, Faulty, Operation, What};
 
@@ -26,6 +28,17 @@ pub trait Storage: Send + Sync {
 
     /// Writes a new file of these parts, one behind the other. Not synchronised.
     fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()>;
+
+    /// Writes these parts over what a file has, and gives it their length. Not synchronised.
+    fn write_over(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        self.remove(path)?;
+        self.write_new(path, parts)
+    }
+
+    /// The length of a file.
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        std::fs::metadata(path).map(|metadata| metadata.len())
+    }
 
     /// Puts a file's bytes on the drive.
     fn sync(&self, path: &Path) -> io::Result<()>;
@@ -78,6 +91,17 @@ impl Storage for Disk {
             file.write_all(part)?;
         }
         Ok(())
+    }
+
+    fn write_over(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        use io::Write;
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        let mut bytes = 0;
+        for part in parts {
+            file.write_all(part)?;
+            bytes += part.len() as u64;
+        }
+        file.set_len(bytes)
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {

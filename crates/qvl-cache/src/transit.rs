@@ -2,8 +2,8 @@
 //!
 //! A value that leaves the hot tier and is stored nowhere yet waits here, is found here, and is written by whoever
 //! [`begin`](Transit::begin)s it. One write of a key at a time; a later version, or a removal, supersedes what is
-//! queued at once and what is being written when it [`finish`](Transit::finish)es. So the tiers below never keep
-//! something older than what the caller was last told.
+//! queued at once and what is being written when it [`finish`](Transit::finish)es, and holds the key until the tiers
+//! below have let go of what is older. So they never keep something older than what the caller was last told.
 //!
 //! ```text
 //!            push                 begin               finish(stored)
@@ -43,6 +43,17 @@ pub(crate) enum Lookup<V> {
     Unknown,
 }
 
+/// What [`Transit::begin_behind`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// It is being written from now on; it must be finished.
+    Now,
+    /// It is queued or being written already.
+    Already,
+    /// Another version of the key is in the way.
+    Busy,
+}
+
 /// What [`Transit::finish`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finished {
@@ -73,8 +84,19 @@ struct State<K, V> {
 
 struct Slot<V> {
     writing: Option<Pending<V>>,
+    /// What is being written is out of date.
     superseded: bool,
+    /// What is being written has left the tier above since it was begun.
+    left: bool,
+    /// What the tiers below have is out of date and about to be removed: nothing is begun meanwhile.
+    held: bool,
     queued: Option<Pending<V>>,
+}
+
+impl<V> Default for Slot<V> {
+    fn default() -> Self {
+        Self { writing: None, superseded: false, left: false, held: false, queued: None }
+    }
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
@@ -95,20 +117,20 @@ impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
     pub(crate) fn push(&self, key: &K, pending: Pending<V>) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let slot =
-            state.slots.entry(key.clone()).or_insert(Slot { writing: None, superseded: false, queued: None });
+        let slot = state.slots.entry(key.clone()).or_default();
         let being_written = slot.writing.as_ref().is_some_and(|w| w.version >= pending.version);
         if being_written && !slot.superseded {
+            slot.left = true;
             return;
         }
         if slot.writing.is_some() {
             slot.superseded = true;
         }
-        let waits = slot.writing.is_some();
+        let waits = slot.writing.is_some() || slot.held;
         state.bytes += pending.bytes;
         match slot.queued.replace(pending) {
             Some(older) => state.bytes -= older.bytes,
-            // What waits for a write of the same key is queued when that is finished.
+            // What waits for another write of the key, or a removal, is queued when that is finished.
             None if !waits => state.queue.push_back(key.clone()),
             None => {}
         }
@@ -150,7 +172,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
         }
         let pending = slot.queued.take()?;
         state.bytes -= pending.bytes;
-        if slot.writing.is_none() {
+        if slot.writing.is_none() && !slot.held {
             // Its place in the queue is skipped when its turn comes.
             state.slots.remove(key);
         }
@@ -158,16 +180,40 @@ impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
         Some(pending)
     }
 
-    /// The key was written or removed elsewhere: what is here is out of date.
-    pub(crate) fn supersede(&self, key: &K) {
+    /// The key is being written or removed above: what is here, and below, is out of date. Until
+    /// [`release`](Self::release) nothing of the key is begun, so that what is older can be removed below.
+    ///
+    /// To be called under the lock that values are pushed under, at the moment when the change above happens: whatever
+    /// is pushed after it is later.
+    pub(crate) fn supersede_and_hold(&self, key: &K) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let Some(slot) = state.slots.get_mut(key) else { return };
+        let slot = state.slots.entry(key.clone()).or_default();
         if let Some(older) = slot.queued.take() {
             state.bytes -= older.bytes;
         }
-        if slot.writing.is_some() {
-            slot.superseded = true;
+        slot.superseded |= slot.writing.is_some();
+        slot.held = true;
+        self.room.notify_all();
+    }
+
+    /// The tiers below have nothing older any more, but for what is being written.
+    pub(crate) fn release(&self, key: &K) {
+        let mut state = self.state.lock();
+        let Some(slot) = state.slots.get_mut(key) else { return };
+        slot.held = false;
+        self.go_on(&mut state, key);
+    }
+
+    /// Nothing more is to be waited for, or it is: the slot's next step.
+    fn go_on(&self, state: &mut State<K, V>, key: &K) {
+        let Some(slot) = state.slots.get_mut(key) else { return };
+        if slot.writing.is_some() || slot.held {
+            return;
+        }
+        if slot.queued.is_some() {
+            state.queue.push_back(key.clone());
+            self.queued.notify_one();
         } else {
             state.slots.remove(key);
         }
@@ -179,17 +225,25 @@ impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
         self.state.lock().begin()
     }
 
-    /// As [`begin`](Self::begin), for a value that has not left its tier: `None` if this key is here already.
-    pub(crate) fn begin_behind(&self, key: &K, pending: Pending<V>) -> Option<Pending<V>> {
+    /// Begins to write a value that has not left its tier. The caller must look, after this, whether it is still there
+    /// in this version; if not, and it has not [`left`](Self::has_left), it was replaced or removed before, and must be
+    /// [`finish`](Self::finish)ed and not written.
+    pub(crate) fn begin_behind(&self, key: &K, pending: &Pending<V>) -> Begun {
         let mut state = self.state.lock();
-        if state.slots.contains_key(key) {
-            return None;
+        if let Some(slot) = state.slots.get(key) {
+            let here = slot.queued.as_ref().or(slot.writing.as_ref().filter(|_| !slot.superseded));
+            let already = here.is_some_and(|here| here.version == pending.version);
+            return if already { Begun::Already } else { Begun::Busy };
         }
         state.bytes += pending.bytes;
         state.writing += 1;
-        let slot = Slot { writing: Some(pending.clone()), superseded: false, queued: None };
-        state.slots.insert(key.clone(), slot);
-        Some(pending)
+        state.slots.insert(key.clone(), Slot { writing: Some(pending.clone()), ..Slot::default() });
+        Begun::Now
+    }
+
+    /// Whether what is being written of a key left its tier since it was begun: nobody else has it then.
+    pub(crate) fn has_left(&self, key: &K) -> bool {
+        self.state.lock().slots.get(key).is_some_and(|slot| slot.left)
     }
 
     /// The write of `key` is done, or failed. [`Finished::Superseded`]: it must be removed below before
@@ -218,13 +272,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Transit<K, V> {
             state.writing -= 1;
         }
         slot.superseded = false;
-        if slot.queued.is_some() {
-            state.queue.push_back(key.clone());
-            self.queued.notify_one();
-        } else {
-            state.slots.remove(key);
-        }
+        slot.left = false;
         self.room.notify_all();
+        self.go_on(state, key);
     }
 
     /// Waits until nothing up to this version is queued or being written.
@@ -291,7 +341,7 @@ impl<K: Clone + Eq + Hash, V: Clone> State<K, V> {
         while let Some(key) = self.queue.pop_front() {
             // Else it was taken back or superseded.
             let Some(slot) = self.slots.get_mut(&key) else { continue };
-            if slot.writing.is_some() {
+            if slot.writing.is_some() || slot.held {
                 continue;
             }
             let Some(pending) = slot.queued.take() else { continue };
@@ -329,7 +379,9 @@ mod tests {
         let transit = Transit::new(1000);
         transit.push(&1, pending(1));
         transit.begin().expect("one is queued");
-        transit.supersede(&1);
+        transit.supersede_and_hold(&1);
+        assert_eq!(transit.get(&1), Lookup::Gone);
+        transit.release(&1);
         assert_eq!(transit.get(&1), Lookup::Gone);
         assert_eq!(transit.finish(&1), Finished::Superseded);
         transit.settle(&1);
@@ -367,8 +419,10 @@ mod tests {
     #[test]
     fn evicted_while_it_is_written_behind_it_is_written_once() {
         let transit = Transit::new(1000);
-        transit.begin_behind(&1, pending(1)).expect("it was not here");
+        assert_eq!(transit.begin_behind(&1, &pending(1)), Begun::Now);
         transit.push(&1, pending(1));
+        assert_eq!(transit.begin_behind(&1, &pending(1)), Begun::Already);
+        assert_eq!(transit.begin_behind(&1, &pending(2)), Begun::Busy);
         assert_eq!(transit.load(), (100, 1));
         assert_eq!(transit.finish(&1), Finished::Current);
         assert_eq!(transit.begin(), None);
@@ -379,8 +433,9 @@ mod tests {
         let transit = Transit::new(1000);
         transit.push(&1, pending(1));
         transit.begin().expect("one is queued");
-        transit.supersede(&1);
+        transit.supersede_and_hold(&1);
         transit.push(&1, pending(3));
+        transit.release(&1);
         assert_eq!(transit.get(&1), Lookup::Here(pending(3)));
         assert_eq!(transit.finish(&1), Finished::Superseded);
         transit.settle(&1);
@@ -395,8 +450,24 @@ mod tests {
         assert!(!transit.has_room(1));
         transit.wait_for_room();
         transit.push(&2, pending(2));
-        transit.supersede(&1);
+        transit.supersede_and_hold(&1);
+        transit.release(&1);
         transit.wait_for_room();
         assert_eq!(transit.load(), (100, 1));
+    }
+
+    #[test]
+    fn nothing_is_begun_while_what_is_older_is_removed_below() {
+        let transit = Transit::new(1000);
+        transit.push(&1, pending(1));
+        transit.supersede_and_hold(&1);
+        assert_eq!(transit.get(&1), Lookup::Gone);
+        transit.push(&1, pending(2));
+        assert_eq!((transit.get(&1), transit.begin()), (Lookup::Here(pending(2)), None));
+        assert_eq!(transit.begin_behind(&1, &pending(3)), Begun::Busy);
+        transit.release(&1);
+        assert_eq!(transit.begin(), Some((1, pending(2))));
+        assert_eq!(transit.finish(&1), Finished::Current);
+        assert_eq!(transit.load(), (0, 0));
     }
 }

@@ -44,7 +44,7 @@ use std::collections::HashMap;
 
 use flight::{Flights, Joined};
 use sync::Mutex;
-use transit::{Finished, Lookup, Pending, Transit};
+use transit::{Begun, Finished, Lookup, Pending, Transit};
 
 /// One key's worth of a cache: versions are values, and a larger one is later.
 pub struct Tiers {
@@ -87,9 +87,13 @@ impl Tiers {
     pub fn insert(&self, value: u64) {
         let version = self.next_version();
         self.flights.supersede(&KEY, 0, || {
-            self.transit.supersede(&KEY);
+            {
+                let mut hot = self.hot.lock();
+                self.transit.supersede_and_hold(&KEY);
+                hot.insert(KEY, Hot { value, version, stored: false });
+            }
             self.below.lock().remove(&KEY);
-            self.hot.lock().insert(KEY, Hot { value, version, stored: false });
+            self.transit.release(&KEY);
         });
     }
 
@@ -97,9 +101,13 @@ impl Tiers {
     pub fn remove(&self) {
         self.next_version();
         self.flights.supersede(&KEY, 0, || {
-            self.hot.lock().remove(&KEY);
-            self.transit.supersede(&KEY);
+            {
+                let mut hot = self.hot.lock();
+                self.transit.supersede_and_hold(&KEY);
+                hot.remove(&KEY);
+            }
             self.below.lock().remove(&KEY);
+            self.transit.release(&KEY);
         });
     }
 
@@ -125,16 +133,27 @@ impl Tiers {
         let found = self.hot.lock().get(&KEY).copied().filter(|hot| !hot.stored);
         let Some(Hot { value, version, .. }) = found else { return };
         let pending = Pending { value, version, bytes: 1, cost: 1.0 };
-        if let Some(pending) = self.transit.begin_behind(&KEY, pending) {
+        if self.transit.begin_behind(&KEY, &pending) != Begun::Now {
+            return;
+        }
+        let there = self.hot.lock().get(&KEY).is_some_and(|hot| hot.version == version);
+        if there || self.transit.has_left(&KEY) {
             self.write(KEY, pending);
+        } else {
+            self.finish(KEY);
         }
     }
 
     fn write(&self, key: u8, pending: Pending<u64>) {
-        self.below.lock().insert(key, pending.value);
+        // As a cold tier does: what lies there stays.
+        self.below.lock().entry(key).or_insert(pending.value);
         if let Some(hot) = self.hot.lock().get_mut(&key).filter(|hot| hot.version == pending.version) {
             hot.stored = true;
         }
+        self.finish(key);
+    }
+
+    fn finish(&self, key: u8) {
         if self.transit.finish(&key) == Finished::Superseded {
             self.below.lock().remove(&key);
             self.transit.settle(&key);

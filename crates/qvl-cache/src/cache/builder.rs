@@ -220,7 +220,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
             usual_cost: AtomicU64::new(0),
         });
         let cache = TieredCache { shared, threads: Mutex::new(Vec::new()) };
-        for number in 0..self.threads {
+        // With memory alone there is nothing to write and nothing to bring up.
+        let threads = if cache.shared.has_tiers_below() { self.threads } else { 0 };
+        for number in 0..threads {
             let shared = Arc::clone(&cache.shared);
             let hinted = hinted.clone();
             let work = move || {

@@ -14,6 +14,7 @@ use crate::key::KeyId;
 use crate::middle::{Below, Fetched, Middle};
 use crate::policy::PolicyName;
 use crate::stats::WarmStats;
+use crate::storage::recycling::Recycling;
 use crate::storage::{Disk, Storage};
 use crate::warm::{self, Found, Put, ReadMode, Spill, Warm, WarmSettings};
 
@@ -103,22 +104,34 @@ impl WarmOptions {
         let below: Vec<_> = cold.iter().filter(|tier| tier.writable()).cloned().collect();
         let clock = clock.clone();
         let name = self.folder.display().to_string();
+        let spare = self.folder.join("values").join("spare");
+        let files = Arc::new(Recycling::new(self.storage, spare.clone(), spare_bytes(self.bytes)));
         let settings = WarmSettings {
             folder: self.folder,
-            budget_bytes: self.bytes,
+            budget_bytes: self.bytes - spare_bytes(self.bytes),
             fingerprint: self.fingerprint,
             clear_other_fingerprint: self.clear_other,
             small_max: self.small_max,
             read_mode: self.read_mode,
             read_threads: self.read_threads,
             policy: self.policy.unwrap_or(policy).build(),
-            storage: self.storage,
+            storage: Arc::clone(&files) as _,
             spill: (!below.is_empty()).then(|| Arc::new(ToCold(below)) as _),
             buffers,
             clock: Arc::new(move || clock.now()),
         };
-        Ok(Drive { name, warm: RwLock::new(Some(Warm::open(settings)?)) })
+        let warm = Warm::open(settings)?;
+        // Only now it is sure that the folder is this one's.
+        let cleared = files.clear();
+        cleared.map_err(|source| Error::Io { path: spare, operation: "remove", source })?;
+        Ok(Drive { name, files, warm: RwLock::new(Some(warm)) })
     }
+}
+
+/// Of a budget, what may be files that were removed and wait to be written again: a sixteenth, and enough at most for
+/// some minutes of replacing.
+fn spare_bytes(budget_bytes: u64) -> u64 {
+    (budget_bytes / 16).min(128 << 20)
 }
 
 /// The first cold tier that takes a value gets it.
@@ -137,6 +150,7 @@ impl Spill for ToCold {
 /// An open warm tier, until it is closed.
 pub(super) struct Drive {
     name: String,
+    files: Arc<Recycling>,
     warm: RwLock<Option<Warm>>,
 }
 
@@ -204,7 +218,8 @@ impl Middle for Drive {
     }
 
     fn resize(&self, bytes: u64) -> Result<()> {
-        self.with(Err(Error::Closed), |warm| warm.resize(bytes))
+        self.files.set_max(spare_bytes(bytes));
+        self.with(Err(Error::Closed), |warm| warm.resize(bytes - spare_bytes(bytes)))
     }
 
     fn close(&self) -> Result<()> {
@@ -215,6 +230,10 @@ impl Middle for Drive {
     }
 
     fn stats(&self) -> WarmStats {
-        self.with(WarmStats::default(), Warm::stats)
+        let stats = self.with(WarmStats::default(), Warm::stats);
+        let bytes = stats.bytes + self.files.bytes();
+        // The part for files that wait is beside the tier's own budget.
+        let budget_bytes = stats.budget_bytes + self.files.bytes_max();
+        WarmStats { bytes, budget_bytes, ..stats }
     }
 }

@@ -133,6 +133,10 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         self.codec.bytes(value).saturating_add(key.len() as u64).saturating_add(ENTRY_BYTES)
     }
 
+    pub(super) fn has_tiers_below(&self) -> bool {
+        self.warm.is_some() || !self.cold.is_empty()
+    }
+
     /// Whether a tier below takes values.
     fn stores(&self) -> bool {
         self.warm.is_some() || self.cold.iter().any(|tier| tier.writable())
@@ -240,7 +244,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             Lookup::Gone => return None,
             Lookup::Unknown => {}
         }
-        if self.warm.is_none() && self.cold.is_empty() {
+        if !self.has_tiers_below() {
             return None;
         }
         let bytes = key.bytes();
@@ -339,7 +343,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             stored: found.stored || written,
             origin_cost: found.origin_cost,
         };
-        match self.hot.insert(incoming, self.clock.now(), false, |out| self.leaves(out)) {
+        match self.hot.insert(incoming, self.clock.now(), None, |out| self.leaves(out)) {
             Inserted::Kept => Counters::add(&self.counters.promoted, 1),
             Inserted::Present => {}
             // It stays where it is, or goes on its way again.
@@ -410,9 +414,11 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             origin_cost,
         };
         let placed = self.flights.supersede(&key, hash, || {
-            self.transit.supersede(&key);
+            let mut hold = || self.transit.supersede_and_hold(&key);
+            let inserted =
+                self.hot.insert(incoming, self.clock.now(), Some(&mut hold), |out| self.leaves(out));
             self.outdate(&key_bytes, id, version);
-            match self.hot.insert(incoming, self.clock.now(), true, |out| self.leaves(out)) {
+            let placed = match inserted {
                 Inserted::Kept | Inserted::Present => Placed::Hot,
                 Inserted::Refused if stores => {
                     self.transit.push(&key, Pending { value, version, bytes, cost: origin_cost });
@@ -420,7 +426,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
                 }
                 Inserted::Refused if bytes > self.hot.budget() => Placed::Refused(Refusal::TooLarge),
                 Inserted::Refused => Placed::Refused(Refusal::NotWorthIt),
-            }
+            };
+            self.transit.release(&key);
+            placed
         });
         Counters::add(&self.counters.inserted, 1);
         self.wake();
@@ -460,9 +468,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         let id = KeyId::of(&key_bytes);
         let version = self.next_version();
         self.flights.supersede(key, hash, || {
-            self.hot.remove(key, hash);
-            self.transit.supersede(key);
+            self.hot.remove(key, hash, || self.transit.supersede_and_hold(key));
             self.outdate(&key_bytes, id, version);
+            self.transit.release(key);
         });
         Counters::add(&self.counters.removed, 1);
         self.clear_stale(Some(id))

@@ -14,7 +14,7 @@ use crate::cold::{Kept, Refusal};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyId};
 use crate::stats::Counters;
-use crate::transit::{Finished, Pending};
+use crate::transit::{Begun, Finished, Pending};
 
 /// What became of a value that was to be stored below.
 enum Stored {
@@ -22,6 +22,16 @@ enum Stored {
     Yes,
     /// No tier wants it.
     Refused,
+    /// A tier that should take it does not work.
+    Failed(Error),
+}
+
+/// What became of one that was to be written while it is in the hot tier.
+enum Behind {
+    /// It is stored, or refused, or on its way, or gone.
+    Done,
+    /// An older version is in the way.
+    Busy,
     /// A tier that should take it does not work.
     Failed(Error),
 }
@@ -126,20 +136,43 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     fn write_one_behind(&self) -> bool {
         let Some(delay) = self.write_behind else { return false };
         let Some(since) = self.clock.now().checked_sub(delay) else { return false };
-        self.write_behind_since(since).is_some()
+        match self.write_behind_since(since) {
+            None | Some(Behind::Busy) => false,
+            Some(Behind::Done) => true,
+            Some(Behind::Failed(error)) => {
+                self.late(error);
+                true
+            }
+        }
     }
 
-    fn write_behind_since(&self, since: Duration) -> Option<Stored> {
+    fn write_behind_since(&self, since: Duration) -> Option<Behind> {
         if !self.has_writable_tier() {
             return None;
         }
         let (key, pending) = self.hot.next_unstored(since)?;
-        let Some(pending) = self.transit.begin_behind(&key, pending) else { return Some(Stored::Yes) };
+        let (hash, version) = (self.hot.hash(&key), pending.version);
+        match self.transit.begin_behind(&key, &pending) {
+            Begun::Now => {}
+            Begun::Already => return Some(Behind::Done),
+            Begun::Busy => {
+                // It is named again when the other is out of the way.
+                self.hot.mark_stored(&key, hash, version, false, self.clock.now());
+                return Some(Behind::Busy);
+            }
+        }
+        if !self.hot.has_version(&key, hash, version) && !self.transit.has_left(&key) {
+            self.finish(&key, &key.bytes(), version);
+            return Some(Behind::Done);
+        }
         self.keep_pace();
         let bytes = pending.bytes;
         let stored = self.store(&key, pending);
         self.pace.lock().wrote(bytes);
-        Some(stored)
+        Some(match stored {
+            Stored::Yes | Stored::Refused => Behind::Done,
+            Stored::Failed(error) => Behind::Failed(error),
+        })
     }
 
     fn has_writable_tier(&self) -> bool {
@@ -156,7 +189,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     fn store(&self, key: &K, pending: Pending<V>) -> Stored {
         let bytes = key.bytes();
         let id = KeyId::of(&bytes);
-        let finish = Finish { shared: self, key, key_bytes: &bytes, id, version: pending.version };
+        let finish = Finish { shared: self, key, key_bytes: &bytes, version: pending.version };
         let stored = match self.encode(&bytes, &pending.value) {
             Ok(value) => self.store_below(&bytes, id, &value, pending.cost),
             Err(error) => {
@@ -188,6 +221,14 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         }
         drop(finish);
         stored
+    }
+
+    /// Ends what was begun. What was superseded meanwhile is removed below before anything later is begun.
+    fn finish(&self, key: &K, key_bytes: &[u8], version: u64) {
+        if self.transit.finish(key) == Finished::Superseded {
+            self.outdate(key_bytes, KeyId::of(key_bytes), version.saturating_add(1));
+            self.transit.settle(key);
+        }
     }
 
     fn store_below(&self, key: &[u8], id: KeyId, value: &Bytes, cost: f32) -> Stored {
@@ -277,23 +318,30 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     fn flush_open(&self) -> Result<()> {
         let version = self.versions.load(Ordering::Acquire);
         let mut failed = None;
-        // As many as there are now: those that fail come back to the end of the line.
-        for _ in 0..self.hot.counts().entries.saturating_mul(2).saturating_add(1) {
-            match self.write_behind_since(Duration::MAX) {
-                None => break,
-                Some(Stored::Failed(error)) => {
-                    failed.get_or_insert(error);
-                    break;
+        loop {
+            let mut busy = false;
+            // As many as there are now: those that fail, and those in whose way another is, come back to the end.
+            for _ in 0..self.hot.counts().entries.saturating_mul(2).saturating_add(1) {
+                match self.write_behind_since(Duration::MAX) {
+                    None => break,
+                    Some(Behind::Done) => {}
+                    Some(Behind::Busy) => busy = true,
+                    Some(Behind::Failed(error)) => {
+                        failed.get_or_insert(error);
+                        break;
+                    }
                 }
-                Some(Stored::Yes | Stored::Refused) => {}
+            }
+            while let Some((key, pending)) = self.transit.begin() {
+                if let Stored::Failed(error) = self.store(&key, pending) {
+                    failed.get_or_insert(error);
+                }
+            }
+            self.transit.wait_until_stored(version);
+            if !busy || failed.is_some() {
+                break;
             }
         }
-        while let Some((key, pending)) = self.transit.begin() {
-            if let Stored::Failed(error) = self.store(&key, pending) {
-                failed.get_or_insert(error);
-            }
-        }
-        self.transit.wait_until_stored(version);
         if let Err(error) = self.clear_stale(None) {
             failed.get_or_insert(error);
         }
@@ -354,16 +402,11 @@ struct Finish<'a, K: Key, V: Clone + Send + Sync + 'static> {
     shared: &'a Shared<K, V>,
     key: &'a K,
     key_bytes: &'a [u8],
-    id: KeyId,
     version: u64,
 }
 
 impl<K: Key, V: Clone + Send + Sync + 'static> Drop for Finish<'_, K, V> {
     fn drop(&mut self) {
-        if self.shared.transit.finish(self.key) == Finished::Superseded {
-            // It was written, or begun to be, after the tiers below were told.
-            self.shared.outdate(self.key_bytes, self.id, self.version.saturating_add(1));
-            self.shared.transit.settle(self.key);
-        }
+        self.shared.finish(self.key, self.key_bytes, self.version);
     }
 }

@@ -44,7 +44,7 @@ pub enum Operation {
     Open,
     /// [`Storage::read_at`] and [`Opened::read_at`].
     Read,
-    /// [`Storage::write_new`].
+    /// [`Storage::write_new`] and [`Storage::write_over`].
     WriteNew,
     /// [`Storage::sync`].
     Sync,
@@ -117,6 +117,29 @@ impl Faulty {
         self.script.lock().met
     }
 
+    fn write(
+        &self,
+        path: &Path,
+        parts: &[&[u8]],
+        write: impl FnOnce(&[&[u8]]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        const NO_SPACE: i32 = 28;
+        match self.next(Operation::WriteNew, path) {
+            Some(What::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(What::Half) => {
+                let whole = parts.concat();
+                write(&[&whole[..whole.len() / 2]])?;
+                Err(io::Error::from_raw_os_error(NO_SPACE))
+            }
+            Some(What::Flip(bit)) => {
+                let mut whole = parts.concat();
+                flip(&mut whole, bit);
+                write(&[&whole])
+            }
+            None => write(parts),
+        }
+    }
+
     fn next(&self, operation: Operation, path: &Path) -> Option<What> {
         let mut script = self.script.lock();
         let shown = path.to_string_lossy();
@@ -172,21 +195,15 @@ impl Storage for Faulty {
     }
 
     fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-        const NO_SPACE: i32 = 28;
-        match self.next(Operation::WriteNew, path) {
-            Some(What::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
-            Some(What::Half) => {
-                let whole = parts.concat();
-                self.inner.write_new(path, &[&whole[..whole.len() / 2]])?;
-                Err(io::Error::from_raw_os_error(NO_SPACE))
-            }
-            Some(What::Flip(bit)) => {
-                let mut whole = parts.concat();
-                flip(&mut whole, bit);
-                self.inner.write_new(path, &[&whole])
-            }
-            None => self.inner.write_new(path, parts),
-        }
+        self.write(path, parts, |parts| self.inner.write_new(path, parts))
+    }
+
+    fn write_over(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        self.write(path, parts, |parts| self.inner.write_over(path, parts))
+    }
+
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.inner.file_bytes(path)
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {
