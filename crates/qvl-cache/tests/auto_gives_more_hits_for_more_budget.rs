@@ -107,6 +107,7 @@ fn it_holds_over_a_long_run_with_changes_of_mind() {
         Trace::recency(1, 400, 1.1, 6000),
         Trace::cycle(300, 6000),
         Trace::zipf(2, 600, 0.8, 6000),
+        Trace::phases(4, 400, 1.0, 8000, 5),
         Trace::scans_in_zipf(3, 300, 1.0, 6000, 100, 150),
         Trace::cycle(120, 3000),
     ];

@@ -28,20 +28,28 @@ fn auto_has_no_fewer_hits_than_lru() {
         for budget in budgets {
             let of = |policy| report.row(policy, budget).unwrap().outcome;
             let (auto, lru) = (of(PolicyName::Auto), of(PolicyName::Lru));
-            // While the first phase lasts, frequency is better everywhere, and nothing tells that there will be another.
-            // It costs this much at the first changes.
-            let allowed = if name == "phases" { auto.requests / 50 } else { 0 };
+            assert!(auto.hits >= lru.hits, "{name}, {budget} bytes: {} hits, lru {}", auto.hits, lru.hits);
             assert!(
-                auto.hits + allowed >= lru.hits,
-                "{name}, {budget} bytes: {} hits, lru {}",
-                auto.hits,
-                lru.hits
-            );
-            assert!(
-                auto.seconds_saved + allowed as f64 * 1e-3 >= lru.seconds_saved,
+                auto.seconds_saved >= lru.seconds_saved,
                 "{name}, {budget} bytes: {} s saved, lru {}",
                 auto.seconds_saved,
                 lru.seconds_saved
+            );
+        }
+    }
+}
+
+#[test]
+fn auto_loses_little_to_lru_when_the_favourites_change() {
+    // Not the seed of the committed trace: these were not what the constants were chosen by.
+    for (seed, phases) in (100..104).flat_map(|seed| [4, 8, 16, 32].map(|phases| (seed, phases))) {
+        let trace = Trace::phases(seed, 1500, 1.0, 14_000, phases);
+        for budget in budgets(&trace) {
+            let hits = |policy: PolicyName| simulate(&mut *policy.build(), &trace, budget).hits;
+            let (auto, lru) = (hits(PolicyName::Auto), hits(PolicyName::Lru));
+            assert!(
+                auto + 14_000 / 200 >= lru,
+                "seed {seed}, {phases} phases, {budget} bytes: {auto}, lru {lru}"
             );
         }
     }

@@ -15,7 +15,7 @@ pub(super) struct History {
     pub(super) epoch: u64,
     /// Requests for it, as far as remembered.
     pub(super) count: u32,
-    /// The mean gap, the last ones counting more.
+    /// The mean gap, the last ones counting more; before there is one, what was expected of a newcomer.
     gap: f32,
     /// How far gaps are from that mean.
     deviation: f32,
@@ -48,8 +48,9 @@ impl Newcomers {
         ((weight.log2() / 4.0).floor() + 4.0).clamp(0.0, 31.0) as usize
     }
 
-    pub(super) fn of(&self, weight: f64) -> &Newcomer {
-        &self.0[Self::class(weight)]
+    /// Of a weight of 2^(quarters ÷ 4).
+    pub(super) fn of(&self, quarters: i16) -> &Newcomer {
+        &self.0[(quarters.div_euclid(16) + 4).clamp(0, 31) as usize]
     }
 }
 
@@ -85,16 +86,26 @@ impl Newcomer {
         self.gap = self.log_gap.exp();
     }
 
+    /// How many come for one that comes back.
+    fn per_return(&self) -> f64 {
+        /// At least one in so many comes back.
+        const PER_RETURN_MAX: f64 = 256.0;
+        (self.firsts / self.returns).clamp(1.0, PER_RETURN_MAX)
+    }
+
+    /// In how many requests one is expected when it has just come.
+    fn wait(&self) -> f64 {
+        self.gap * self.per_return()
+    }
+
     /// In how many requests one of this age is expected. Falls until it is late, and grows from there or throughout: the
     /// oldest or the newest is the one of which most is expected.
     pub(super) fn expected(&self, age: f64) -> f64 {
-        /// At least one in so many comes back.
-        const PER_RETURN_MAX: f64 = 256.0;
         let is_loop = self.deviation < LATE.ln();
         match is_loop {
             true if age <= self.gap * LATE => self.gap - age,
             true => age,
-            false => (self.gap / 2.0 + age) * (self.firsts / self.returns).clamp(1.0, PER_RETURN_MAX),
+            false => (self.gap / 2.0 + age) * self.per_return(),
         }
     }
 }
@@ -127,6 +138,7 @@ impl Clock {
         });
         if history.count == 0 {
             newcomer.first();
+            history.gap = newcomer.wait() as f32;
         }
         if history.count > 0 {
             let gap = (self.now - history.last) as f32;
@@ -218,16 +230,25 @@ pub(super) struct Model {
     pub(super) fading: Option<usize>,
     /// Whether loops are looked for.
     pub(super) loops: bool,
+    /// After so many requests without one for it only recency counts, and nothing goes before all that are so old. A
+    /// tier that holds all that was asked for within is least recently used, but for [`LATE_WORSE`].
+    pub(super) within: Option<u64>,
 }
+
+/// In a model with a limit the age of what is no more what it was counts so many times: the favourites of yesterday go
+/// before what was never one.
+const LATE_WORSE: f64 = 4.0;
 
 impl Model {
     /// The first is used until another has shown that it is better.
-    pub(super) const ALL: [Self; 5] = [
-        Self { fading: None, loops: false },
-        Self { fading: None, loops: true },
-        Self { fading: Some(0), loops: true },
-        Self { fading: Some(1), loops: true },
-        Self { fading: Some(2), loops: true },
+    pub(super) const ALL: [Self; 7] = [
+        Self { fading: None, loops: false, within: None },
+        Self { fading: Some(0), loops: false, within: Some(1) },
+        Self { fading: Some(0), loops: false, within: Some(1) },
+        Self { fading: None, loops: true, within: None },
+        Self { fading: Some(0), loops: true, within: None },
+        Self { fading: Some(1), loops: true, within: None },
+        Self { fading: Some(2), loops: true, within: None },
     ];
 
     /// An item's line.
@@ -235,6 +256,9 @@ impl Model {
         let last = history.last as f64;
         // Expected in as many requests as have passed since: what is known of an item that has done nothing regular.
         let by_age = Line::rising(last, 0.0, weight, weight, u64::MAX);
+        if let Some(within) = self.within {
+            return self.line_within(within, history, weight, now);
+        }
         if self.loops && history.is_regular() {
             let deadline = history.deadline();
             return if now <= deadline {
@@ -250,6 +274,27 @@ impl Model {
         let (gaps, mean) = history.mean(fading);
         let deadline = history.late(fading);
         if now > deadline { by_age } else { Line::rising(last, mean, weight, weight / gaps, deadline) }
+    }
+
+    /// An item's line if only recency counts after `within` requests.
+    fn line_within(&self, within: u64, history: &History, weight: f64, now: u64) -> Line {
+        let last = history.last as f64;
+        let late = if history.count < 2 { u64::MAX } else { history.late(FADING.len() - 1) };
+        if now > late {
+            return Line::rising(last, 0.0, weight, weight * LATE_WORSE, u64::MAX);
+        }
+        let old = history.last + within;
+        if now > old {
+            return Line::rising(last, 0.0, weight, weight, late);
+        }
+        let (gaps, mean) = match self.fading {
+            Some(fading) if history.count >= 2 => history.mean(fading),
+            _ => (1.0, f64::from(history.gap)),
+        };
+        // As without a limit, pressed below the limit: harmonically, so that the order of the means stays.
+        let within = within as f64;
+        let start = within * mean / (within + mean);
+        Line::rising(last, start / 2.0, weight, weight / (2.0 * gaps), old.min(late))
     }
 
     pub(super) fn why(&self, history: &History, uses: u32, now: u64) -> String {

@@ -30,7 +30,8 @@ pub(super) struct Line {
     slope: f64,
     /// Where it is 0, but for newcomers: when it was last used.
     zero: f64,
-    deadline: u64,
+    /// After this request the line is another.
+    pub(super) deadline: u64,
 }
 
 impl Line {
@@ -55,13 +56,7 @@ impl Line {
     }
 
     pub(super) fn value(&self, now: u64, newcomers: &Newcomers) -> f64 {
-        value(self.kind, self.slope, self.zero, now, newcomers)
-    }
-
-    /// As [`value`](Self::value), of a line that was made when its item was last used: past its deadline it grows with
-    /// the weight.
-    pub(super) fn value_or_late(&self, now: u64, last: u64, weight: f64, newcomers: &Newcomers) -> f64 {
-        if now > self.deadline { (now - last) as f64 * weight } else { self.value(now, newcomers) }
+        value(self.kind, self.quarters, self.slope, self.zero, now, newcomers)
     }
 
     /// Larger goes first within its kind and slope.
@@ -70,13 +65,13 @@ impl Line {
     }
 }
 
-fn value(kind: Kind, slope: f64, zero: f64, now: u64, newcomers: &Newcomers) -> f64 {
+fn value(kind: Kind, quarters: i16, slope: f64, zero: f64, now: u64, newcomers: &Newcomers) -> f64 {
     let now = now as f64;
     slope
         * match kind {
             Kind::Rising => now - zero,
             Kind::Falling => zero - now,
-            Kind::Once => newcomers.of(slope).expected(now - zero),
+            Kind::Once => newcomers.of(quarters).expected(now - zero),
         }
 }
 
@@ -233,7 +228,7 @@ impl Order {
             let reverse = class.reverse.top().map(|((key, id), slot)| ((!key, id), slot));
             for ((key, id), slot) in class.heap.top().into_iter().chain(reverse) {
                 let zero = if class.kind == Kind::Falling { unordered(key) } else { -unordered(key) };
-                let value = value(class.kind, class.slope, zero, now, newcomers);
+                let value = value(class.kind, class.quarters, class.slope, zero, now, newcomers);
                 worst = worst.max(Some((ordered(value), class.kind, class.quarters, (key, id), slot)));
             }
         }
