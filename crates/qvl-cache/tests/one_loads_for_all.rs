@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use qvl_cache::{Error, Placed, Refusal, TieredCache};
+use qvl_cache::{Cause, Codec, Error, Placed, Refusal, TieredCache};
 
 mod common;
 use common::{Shelf, value, version_of};
@@ -208,4 +208,45 @@ fn an_explanation_says_where_and_why() {
     cache.flush().unwrap();
     let said = cache.explain(&key);
     assert!(said.stored && said.pins == 1 && said.to_string().contains("hot, cold (the shelf)"), "{said}");
+}
+
+/// A codec that does not take a value of one byte.
+struct Picky;
+
+impl Codec<Bytes> for Picky {
+    fn encode(&self, value: &Bytes) -> Result<Bytes, Cause> {
+        assert!(value.len() != 1, "not this one");
+        Ok(value.clone())
+    }
+
+    fn decode(&self, bytes: Bytes) -> Result<Bytes, Cause> {
+        Ok(bytes)
+    }
+
+    fn bytes(&self, value: &Bytes) -> u64 {
+        value.len() as u64
+    }
+
+    fn name(&self) -> &'static str {
+        "picky"
+    }
+}
+
+#[test]
+fn a_codec_that_panics_costs_its_own_value_only() {
+    let shelf = Shelf::new();
+    let cache = TieredCache::<u64, Bytes>::builder_with(Picky)
+        .hot_bytes(0)
+        .cold_shared(std::sync::Arc::clone(&shelf) as _)
+        .build()
+        .unwrap();
+    cache.insert(1, Bytes::from_static(b"x")).unwrap();
+    while cache.stats().transit_entries > 0 {
+        std::thread::yield_now();
+    }
+    cache.insert(2, value(2, 1, 100)).unwrap();
+    cache.flush().unwrap();
+    assert_eq!(shelf.values.lock().unwrap().len(), 1);
+    assert_eq!(version_of(2, &cache.get(&2).unwrap().unwrap()), 1);
+    assert_eq!(cache.close().unwrap_err().count(), 1);
 }

@@ -1,5 +1,6 @@
 //! What happens in the background, or, without threads, before a call returns: values go down, hints come up.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -79,14 +80,14 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             if let Some((key, pending)) = self.transit.begin() {
                 self.keep_pace();
                 let bytes = pending.bytes;
-                self.store_and_note(&key, pending);
+                self.survive(|| self.store_and_note(&key, pending));
                 self.pace.lock().wrote(bytes);
                 continue;
             }
             if self.closed.load(Ordering::Acquire) {
                 return;
             }
-            if self.write_one_behind() {
+            if self.survive(|| self.write_one_behind()).unwrap_or(true) {
                 continue;
             }
             if self.stale_len.load(Ordering::Acquire) > 0 && self.clear_some_stale() {
@@ -109,8 +110,18 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             if self.closed.load(Ordering::Acquire) {
                 return;
             }
-            self.bring_up(&key);
+            self.survive(|| self.bring_up(&key));
         }
+    }
+
+    /// A codec, or a tier of the user's, that panics is an error of one value and not the end of a thread that all need.
+    fn survive<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        if done.is_err() {
+            let source = "the codec or a tier panicked".into();
+            self.late(Error::Tier { tier: "the background".to_owned(), operation: "moving a value", source });
+        }
+        done.ok()
     }
 
     fn bring_up(&self, key: &K) {
@@ -136,7 +147,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     fn write_one_behind(&self) -> bool {
         let Some(delay) = self.write_behind else { return false };
         let Some(since) = self.clock.now().checked_sub(delay) else { return false };
-        match self.write_behind_since(since) {
+        match self.write_behind_since(since, true) {
             None | Some(Behind::Busy) => false,
             Some(Behind::Done) => true,
             Some(Behind::Failed(error)) => {
@@ -146,7 +157,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         }
     }
 
-    fn write_behind_since(&self, since: Duration) -> Option<Behind> {
+    fn write_behind_since(&self, since: Duration, paced: bool) -> Option<Behind> {
         if !self.has_writable_tier() {
             return None;
         }
@@ -165,7 +176,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             self.finish(&key, &key.bytes(), version);
             return Some(Behind::Done);
         }
-        self.keep_pace();
+        if paced {
+            self.keep_pace();
+        }
         let bytes = pending.bytes;
         let stored = self.store(&key, pending);
         self.pace.lock().wrote(bytes);
@@ -322,7 +335,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             let mut busy = false;
             // As many as there are now: those that fail, and those in whose way another is, come back to the end.
             for _ in 0..self.hot.counts().entries.saturating_mul(2).saturating_add(1) {
-                match self.write_behind_since(Duration::MAX) {
+                match self.write_behind_since(Duration::MAX, false) {
                     None => break,
                     Some(Behind::Done) => {}
                     Some(Behind::Busy) => busy = true,
