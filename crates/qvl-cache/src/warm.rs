@@ -58,6 +58,7 @@ struct Shared {
     storage: Arc<dyn Storage>,
     reader: Reader,
     small_max: usize,
+    alone_min: usize,
     spill: Option<Arc<dyn Spill>>,
     clock: Clock,
     room: Mutex<()>,
@@ -93,7 +94,7 @@ struct Counts {
 impl Warm {
     /// Opens or creates the tier of a folder, with what is there.
     pub(crate) fn open(settings: WarmSettings) -> Result<Self> {
-        let WarmSettings { storage, policy, budget_bytes, small_max, .. } = settings;
+        let WarmSettings { storage, policy, budget_bytes, small_max, alone_min, .. } = settings;
         if small_max > SMALL_LIMIT {
             let reason = format!("values in RocksDB are written at least twice; at most {SMALL_LIMIT}");
             return Err(Error::Setting { name: "small_max", value: small_max.to_string(), reason });
@@ -117,6 +118,7 @@ impl Warm {
             storage,
             reader,
             small_max,
+            alone_min,
             spill: settings.spill,
             clock: settings.clock,
             room: Mutex::new(()),
@@ -148,6 +150,10 @@ impl Warm {
         // It may be replaced again and again while it is read; a value that is replaced that often is a miss.
         for _ in 0..4 {
             let Some(found) = entry else { break };
+            if found.record.short_key().is_some_and(|known| known != key) {
+                // Another key with the same id.
+                break;
+            }
             match shared.read(id, &found.record) {
                 Ok(read) if *read.key == *key => {
                     add(&shared.count.hits, 1);
@@ -233,17 +239,7 @@ impl Warm {
         self.shared.forget(id, None)
     }
 
-    /// Keeps a value from being evicted until as many [`unpin`](Self::unpin). Returns whether it is here.
-    pub(crate) fn pin(&self, id: KeyId) -> bool {
-        self.shared.table.lock().pin(id)
-    }
-
-    /// The reverse of one [`pin`](Self::pin).
-    pub(crate) fn unpin(&self, id: KeyId) {
-        self.shared.table.lock().unpin(id);
-    }
-
-    /// Changes the budget, and evicts until it holds before this returns (pinned values stay).
+    /// Changes the budget, and evicts until it holds before this returns .
     pub(crate) fn resize(&self, budget_bytes: u64) -> Result<()> {
         self.shared.table.lock().set_budget(budget_bytes);
         self.shared.make_room(None).map(|_| ())

@@ -113,6 +113,7 @@ impl WarmOptions {
             clear_other_fingerprint: self.clear_other,
             small_max: self.small_max,
             read_mode: self.read_mode,
+            alone_min: WarmSettings::ALONE_MIN,
             read_threads: self.read_threads,
             policy: self.policy.unwrap_or(policy).build(),
             storage: Arc::clone(&files) as _,

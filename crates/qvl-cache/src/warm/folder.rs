@@ -5,14 +5,15 @@
 //! lock           held by the process that has the folder open
 //! index/         RocksDB
 //! order          which values were used last and how often, as of the last flush or close
-//! values/xx/     one file a value, named for its generation, which is never used twice
+//! values/xx/     one file a value, named for its generation, which is never used twice; of a large value two: one that
+//!                is the value, GENERATION.value, and GENERATION.footer
 //! ```
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::format::FORMAT;
+use super::format::{FORMAT, Place};
 use crate::storage::Storage;
 use crate::{Error, Result};
 
@@ -108,8 +109,20 @@ impl Folder {
         self.path.join("values").join(format!("{fan:02x}"))
     }
 
-    pub(crate) fn value(&self, generation: u64) -> PathBuf {
-        self.value_folder(fan_of(generation)).join(format!("{generation:016x}"))
+    /// The file of this content.
+    pub(crate) fn file(&self, content: Content, generation: u64) -> PathBuf {
+        let end = content.end();
+        self.value_folder(fan_of(generation)).join(format!("{generation:016x}{end}"))
+    }
+
+    /// The file that has a value which is in a file.
+    pub(crate) fn value(&self, place: Place, generation: u64) -> PathBuf {
+        self.file(if place == Place::Alone { Content::Value } else { Content::Whole }, generation)
+    }
+
+    /// All files of a value.
+    pub(crate) fn files(&self, place: Place, generation: u64) -> impl Iterator<Item = PathBuf> {
+        contents(place).iter().map(move |content| self.file(*content, generation))
     }
 
     /// All of them, so that one that is missing later says that something happened to the folder.
@@ -149,13 +162,45 @@ impl Folder {
     }
 }
 
-/// The generation that a value's file is named for.
-pub(crate) fn generation_of(path: &Path) -> Option<u64> {
-    let name = path.file_name()?.to_str()?;
-    if name.len() != 16 || !name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+/// What a file below `values/` has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Content {
+    /// A value and its footer.
+    Whole,
+    /// A value alone.
+    Value,
+    /// The footer of one.
+    Footer,
+}
+
+impl Content {
+    fn end(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::Value => ".value",
+            Self::Footer => ".footer",
+        }
+    }
+}
+
+/// The files of a value.
+pub(crate) fn contents(place: Place) -> &'static [Content] {
+    match place {
+        Place::Inline => &[],
+        Place::File => &[Content::Whole],
+        Place::Alone => &[Content::Value, Content::Footer],
+    }
+}
+
+/// What a file below `values/` has by its name, and the generation that it is named for.
+pub(crate) fn named(path: &Path) -> Option<(Content, u64)> {
+    let (number, end) = path.file_name()?.to_str()?.split_at_checked(16)?;
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
         return None;
     }
-    u64::from_str_radix(name, 16).ok()
+    let content =
+        [Content::Whole, Content::Value, Content::Footer].into_iter().find(|content| content.end() == end);
+    Some((content?, u64::from_str_radix(number, 16).ok()?))
 }
 
 pub(crate) fn io_error(path: &Path, operation: &'static str, source: io::Error) -> Error {

@@ -2,11 +2,11 @@
 //! before.
 
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use super::folder::{Content, Folder};
 use super::format::{self, CHUNK_BYTES, Record, Wrong};
 use crate::buffers::{Buffers, PAGE_BYTES};
 use crate::storage::{Opened, Storage};
@@ -16,6 +16,8 @@ pub(crate) struct Value {
     pub(crate) value: Bytes,
     pub(crate) key: Bytes,
     pub(crate) cost: f32,
+    /// All that was read for it.
+    pub(crate) bytes_read: u64,
 }
 
 /// Why there is none.
@@ -46,38 +48,49 @@ impl Reader {
     pub(crate) fn read(
         &self,
         storage: &dyn Storage,
-        path: &Path,
+        folder: &Folder,
         record: &Record,
     ) -> Result<Value, ReadError> {
-        let stored_bytes = format::stored_bytes(record.value_bytes, record.key_bytes);
-        let stored_bytes = stored_bytes.and_then(|bytes| usize::try_from(bytes).ok());
-        let Some(stored_bytes) = stored_bytes else {
-            return Err(ReadError::Damaged(Wrong::NotIndexed.to_string()));
-        };
+        let damaged = |wrong: Wrong| ReadError::Damaged(wrong.to_string());
+        let file_bytes = record.file_bytes().and_then(|bytes| usize::try_from(bytes).ok());
+        let file_bytes = file_bytes.ok_or_else(|| damaged(Wrong::NotIndexed))?;
         let value_bytes = record.value_bytes as usize;
-        let file = storage.open(path, self.direct).map_err(classify)?;
-        let mut buffer = self.buffers.take(stored_bytes);
+        let path = folder.value(record.place, record.generation);
+        let file = storage.open(&path, self.direct).map_err(classify)?;
+        let mut buffer = self.buffers.take(file_bytes);
         let mut hashes = vec![0; value_bytes.div_ceil(CHUNK_BYTES)];
         // Direct reads are of whole pages; the last one ends early.
-        let room = stored_bytes.next_multiple_of(PAGE_BYTES);
-        let read_bytes = if self.direct { room } else { stored_bytes };
+        let room = file_bytes.next_multiple_of(PAGE_BYTES);
+        let read_bytes = if self.direct { room } else { file_bytes };
         let whole = Part { into: &mut buffer.bytes_mut()[..read_bytes], hashes: &mut hashes, offset: 0 };
-        let work = Work { file: &*file, value_bytes, stored_bytes, piece_bytes: self.piece_bytes() };
+        let work = Work { file: &*file, value_bytes, file_bytes, piece_bytes: self.piece_bytes() };
         self.read_parts(&work, whole).map_err(classify)?;
 
-        let damaged = |wrong: Wrong| ReadError::Damaged(wrong.to_string());
+        let value_hash = format::value_hash_of(&hashes);
+        if let Some(check) = &record.check {
+            if value_hash != check.value_hash {
+                return Err(damaged(Wrong::Value));
+            }
+            let (key, more_bytes) = match record.short_key() {
+                Some(key) => (Bytes::copy_from_slice(key), 0),
+                None => (footer_key(storage, folder, record)?, format::footer_bytes(record.key_bytes)),
+            };
+            let bytes_read = record.value_bytes + more_bytes;
+            return Ok(Value { value: buffer.share(0..value_bytes), key, cost: record.cost, bytes_read });
+        }
         let (key, tail) =
-            format::decode_footer(&buffer.as_ref()[value_bytes..stored_bytes]).map_err(damaged)?;
+            format::decode_footer(&buffer.as_ref()[value_bytes..file_bytes]).map_err(damaged)?;
         let key_bytes = key.len();
         if tail.generation != record.generation || tail.value_bytes != record.value_bytes {
             return Err(damaged(Wrong::NotIndexed));
         }
-        if format::value_hash_of(&hashes) != tail.value_hash {
+        if value_hash != tail.value_hash {
             return Err(damaged(Wrong::Value));
         }
-        let stored = buffer.share(0..stored_bytes);
+        let stored = buffer.share(0..file_bytes);
         let key = stored.slice(value_bytes..value_bytes + key_bytes);
-        Ok(Value { value: stored.slice(..value_bytes), key, cost: tail.cost })
+        let value = stored.slice(..value_bytes);
+        Ok(Value { value, key, cost: tail.cost, bytes_read: file_bytes as u64 })
     }
 
     /// A drive that is asked directly wants larger requests than the page cache.
@@ -136,7 +149,7 @@ impl Drop for Helpers<'_> {
 struct Work<'a> {
     file: &'a dyn Opened,
     value_bytes: usize,
-    stored_bytes: usize,
+    file_bytes: usize,
     /// A multiple of [`CHUNK_BYTES`].
     piece_bytes: usize,
 }
@@ -171,7 +184,7 @@ impl Work<'_> {
             let bytes =
                 if into.len() <= self.piece_bytes + REST_BYTES_MAX { into.len() } else { self.piece_bytes };
             let (piece, rest) = into.split_at_mut(bytes);
-            let needed = bytes.min(self.stored_bytes - offset);
+            let needed = bytes.min(self.file_bytes - offset);
             if self.file.read_at(offset as u64, piece)? < needed {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -184,6 +197,30 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// The key of a value that is alone, from the footer's file, which must be that of this record.
+pub(crate) fn footer_key(
+    storage: &dyn Storage,
+    folder: &Folder,
+    record: &Record,
+) -> Result<Bytes, ReadError> {
+    let damaged = |wrong: Wrong| ReadError::Damaged(wrong.to_string());
+    let path = folder.file(Content::Footer, record.generation);
+    let file = storage.open(&path, false).map_err(classify)?;
+    // One byte more than there must be, to notice what is too long.
+    let mut footer = vec![0; format::footer_bytes(record.key_bytes) as usize + 1];
+    let bytes = file.read_at(0, &mut footer).map_err(classify)?;
+    if bytes + 1 != footer.len() {
+        return Err(damaged(Wrong::Footer));
+    }
+    footer.truncate(bytes);
+    let (key, tail) = format::decode_footer(&footer).map_err(damaged)?;
+    if Record::of(record.place, key, &tail) != (Record { before: None, ..*record }) {
+        return Err(damaged(Wrong::NotIndexed));
+    }
+    footer.truncate(record.key_bytes as usize);
+    Ok(footer.into())
 }
 
 pub(crate) fn classify(error: io::Error) -> ReadError {

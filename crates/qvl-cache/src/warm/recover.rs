@@ -1,14 +1,14 @@
 //! Opening: the records are read, what a power loss left half done is settled, and what nobody names is removed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::folder::{self, FAN_OUT, Folder, fan_of, io_error};
-use super::format::{self, Place, Record, TAIL_BYTES};
+use super::folder::{self, Content, FAN_OUT, Folder, fan_of, io_error};
+use super::format::{self, Place, Record, TAIL_BYTES, Tail};
 use super::index::{Changes, Index, OpenError};
-use super::read::Reader;
+use super::read::{self, Reader};
 use super::{Shared, charge_of};
 use crate::key::KeyId;
 use crate::storage::Storage;
@@ -123,46 +123,64 @@ fn set_aside(folder: &Folder, storage: &dyn Storage) -> Result<()> {
     Ok(())
 }
 
-/// Every file says which key's value it is; of several of one key the youngest counts. Values are checked when they
-/// are read.
+/// Every value's files say which key's value it is; of several of one key the youngest counts. Values are checked when
+/// they are read.
 fn rebuild(folder: &Folder, storage: &dyn Storage) -> Result<Vec<(KeyId, Record)>> {
     let mut found: HashMap<KeyId, Record> = HashMap::new();
     for fan in 0..FAN_OUT {
         let path = folder.value_folder(fan);
         let files = storage.list(&path).map_err(|source| io_error(&path, "read the folder", source))?;
-        for (path, bytes) in files {
-            let Some(record) = describe(&path, bytes, storage) else { continue };
-            let known = found.entry(record.0).or_insert(record.1);
-            if known.generation < record.1.generation {
-                *known = record.1;
+        let files: HashMap<PathBuf, u64> = files.into_iter().collect();
+        for path in files.keys() {
+            let (place, generation) = match folder::named(path) {
+                Some((Content::Whole, generation)) => (Place::File, generation),
+                Some((Content::Value, generation)) => (Place::Alone, generation),
+                Some((Content::Footer, _)) | None => continue,
+            };
+            let described = describe(folder, place, generation, &files, storage);
+            let Some((id, record)) = described else { continue };
+            let known = found.entry(id).or_insert(record);
+            if known.generation < record.generation {
+                *known = record;
             }
         }
     }
     Ok(found.into_iter().collect())
 }
 
-/// What a file says of itself, if that is whole.
-fn describe(path: &std::path::Path, bytes: u64, storage: &dyn Storage) -> Option<(KeyId, Record)> {
-    let generation = folder::generation_of(path)?;
-    let tail_start = bytes.checked_sub(TAIL_BYTES as u64)?;
-    let mut tail = [0; TAIL_BYTES];
-    storage.read_at(path, tail_start, &mut tail).ok()?;
-    let peeked = format::peek_tail(&tail).ok()?;
-    if peeked.stored_bytes() != Some(bytes) || peeked.generation != generation {
-        return None;
-    }
-    let mut footer = vec![0; peeked.key_bytes as usize + TAIL_BYTES];
-    storage.read_at(path, peeked.value_bytes, &mut footer).ok()?;
-    let (key, tail) = format::decode_footer(&footer).ok()?;
-    let record = Record {
-        place: Place::File,
-        key_bytes: tail.key_bytes,
-        value_bytes: tail.value_bytes,
-        generation,
-        cost: tail.cost,
-        before: None,
+/// What a value's files say of themselves, if that is whole. `files` are those of its folder with their lengths.
+fn describe(
+    folder: &Folder,
+    place: Place,
+    generation: u64,
+    files: &HashMap<PathBuf, u64>,
+    storage: &dyn Storage,
+) -> Option<(KeyId, Record)> {
+    let value_bytes = *files.get(&folder.value(place, generation))?;
+    let path = folder.files(place, generation).last()?;
+    let bytes = *files.get(&path)?;
+    let (key, tail) = read_footer(&path, bytes, storage)?;
+    let record = Record::of(place, &key, &tail);
+    // With a footer behind it a value's file is the only one, and its length is that of all.
+    let all_bytes = tail.stored_bytes()?;
+    let lengths_fit = match place {
+        Place::Inline => false,
+        Place::File => bytes == all_bytes,
+        Place::Alone => value_bytes.checked_add(bytes) == Some(all_bytes) && value_bytes == tail.value_bytes,
     };
-    Some((KeyId::of(key), record))
+    (lengths_fit && tail.generation == generation).then(|| (KeyId::of(&key), record))
+}
+
+/// Key and tail from the end of a file.
+fn read_footer(path: &Path, bytes: u64, storage: &dyn Storage) -> Option<(Vec<u8>, Tail)> {
+    let mut tail = [0; TAIL_BYTES];
+    storage.read_at(path, bytes.checked_sub(TAIL_BYTES as u64)?, &mut tail).ok()?;
+    let footer_bytes = format::footer_bytes(format::peek_tail(&tail).ok()?.key_bytes);
+    let start = bytes.checked_sub(footer_bytes)?;
+    let mut footer = vec![0; usize::try_from(footer_bytes).ok()?];
+    storage.read_at(path, start, &mut footer).ok()?;
+    let (key, tail) = format::decode_footer(&footer).ok()?;
+    Some((key.to_vec(), tail))
 }
 
 /// Values that replaced another and were not known to be on the drive: each is read, and the older one takes its place
@@ -179,11 +197,11 @@ fn settle(
     records.retain_mut(|(id, record)| {
         let Some((place, generation)) = record.before.take() else { return true };
         let whole = match record.place {
-            Place::File => reader.read(storage, &folder.value(record.generation), record).is_ok(),
+            Place::File | Place::Alone => is_whole(folder, storage, reader, record),
             Place::Inline => true,
         };
         if whole {
-            if record.place == Place::File {
+            if record.place != Place::Inline {
                 changes.forget_small(*id);
             }
             changes.record(*id, *record);
@@ -191,7 +209,7 @@ fn settle(
         }
         *damaged += 1;
         let older = match place {
-            Place::File => older_file(folder.value(generation), storage, reader, *id),
+            Place::File | Place::Alone => older_file(folder, place, generation, storage, reader, *id),
             Place::Inline => older_small(index, *id, generation),
         };
         match older {
@@ -209,10 +227,27 @@ fn settle(
     index.write(changes)
 }
 
-fn older_file(path: PathBuf, storage: &dyn Storage, reader: &Reader, id: KeyId) -> Option<Record> {
-    let file = storage.list(path.parent()?).ok()?.into_iter().find(|file| file.0 == path)?;
-    let (found, record) = describe(&path, file.1, storage)?;
-    let whole = found == id && reader.read(storage, &path, &record).is_ok();
+/// All of its files, what a read does not look at too.
+fn is_whole(folder: &Folder, storage: &dyn Storage, reader: &Reader, record: &Record) -> bool {
+    let footer_is_whole = || match record.short_key() {
+        // Others were compared when it was read.
+        Some(_) => read::footer_key(storage, folder, record).is_ok(),
+        None => true,
+    };
+    reader.read(storage, folder, record).is_ok() && footer_is_whole()
+}
+
+fn older_file(
+    folder: &Folder,
+    place: Place,
+    generation: u64,
+    storage: &dyn Storage,
+    reader: &Reader,
+    id: KeyId,
+) -> Option<Record> {
+    let files = storage.list(&folder.value_folder(fan_of(generation))).ok()?.into_iter().collect();
+    let (found, record) = describe(folder, place, generation, &files, storage)?;
+    let whole = found == id && reader.read(storage, folder, &record).is_ok();
     whole.then_some(record)
 }
 
@@ -220,14 +255,7 @@ fn older_small(index: &Index, id: KeyId, generation: u64) -> Option<Record> {
     let stored = index.small(id).ok()??;
     let (_, key, tail) = format::decode_stored(&stored).ok()?;
     let matches = KeyId::of(key) == id && tail.generation == generation;
-    matches.then_some(Record {
-        place: Place::Inline,
-        key_bytes: tail.key_bytes,
-        value_bytes: tail.value_bytes,
-        generation,
-        cost: tail.cost,
-        before: None,
-    })
+    matches.then(|| Record::of(Place::Inline, key, &tail))
 }
 
 fn read_order(folder: &Folder, storage: &dyn Storage) -> Vec<(KeyId, u32)> {
@@ -266,17 +294,23 @@ fn tier_error(folder: &Folder, what: String) -> Error {
 }
 
 /// In the background, once after opening: removes files of earlier openings that no entry names, and drops entries
-/// whose file is missing or of another length.
+/// of which a file is missing or of another length.
 pub(crate) fn sweep(shared: &Shared) {
     let current = u64::from(shared.folder.opened) << COUNTER_BITS;
-    let mut expected: HashMap<u64, (KeyId, u64)> = HashMap::new();
+    let mut expected: HashMap<(Content, u64), (KeyId, u64)> = HashMap::new();
     let kept: HashSet<u64> = {
         let table = shared.table.lock();
         for (id, entry) in table.entries() {
             let record = entry.record;
-            if record.place == Place::File && record.generation < current {
-                let bytes = format::stored_bytes(record.value_bytes, record.key_bytes).unwrap_or(0);
-                expected.insert(record.generation, (id, bytes));
+            if record.generation >= current {
+                continue;
+            }
+            for content in folder::contents(record.place) {
+                let bytes = match content {
+                    Content::Whole | Content::Value => record.file_bytes().unwrap_or(0),
+                    Content::Footer => format::footer_bytes(record.key_bytes),
+                };
+                expected.insert((*content, record.generation), (id, bytes));
             }
         }
         // Replaced since the opening; what does so later is among the expected.
@@ -291,19 +325,17 @@ pub(crate) fn sweep(shared: &Shared) {
             Ok(files) => files,
             Err(error) => {
                 // Nothing is known of these: they stay, and are found when they are read.
-                expected.retain(|&generation, _| fan_of(generation) != fan);
+                expected.retain(|&(_, generation), _| fan_of(generation) != fan);
                 shared.failed(format!("{}: cannot read the folder: {error}", path.display()));
                 continue;
             }
         };
         for (path, bytes) in files {
-            let Some(generation) = folder::generation_of(&path).filter(|generation| *generation < current)
-            else {
-                continue;
-            };
-            match expected.get(&generation) {
+            let named = folder::named(&path).filter(|(_, generation)| *generation < current);
+            let Some((content, generation)) = named else { continue };
+            match expected.get(&(content, generation)) {
                 Some((_, expected_bytes)) if *expected_bytes == bytes => {
-                    expected.remove(&generation);
+                    expected.remove(&(content, generation));
                 }
                 Some(_) => {}
                 None if kept.contains(&generation) => {}
@@ -314,7 +346,7 @@ pub(crate) fn sweep(shared: &Shared) {
             }
         }
     }
-    for (generation, (id, _)) in expected {
+    for ((_, generation), (id, _)) in expected {
         if shared.forget(id, Some(generation)) {
             shared.count.damaged.fetch_add(1, Ordering::Relaxed);
         }
@@ -323,8 +355,5 @@ pub(crate) fn sweep(shared: &Shared) {
 
 /// What records of an opening take of the budget.
 pub(crate) fn charge_of_record(record: &Record) -> u64 {
-    charge_of(
-        record.place,
-        format::stored_bytes(record.value_bytes, record.key_bytes).unwrap_or(u64::MAX >> 16),
-    )
+    charge_of(record.place, record.value_bytes, record.key_bytes)
 }

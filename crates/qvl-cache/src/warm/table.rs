@@ -202,15 +202,15 @@ impl Table {
         match (old.place, place) {
             // Both change in one step: nothing to fall back on is needed.
             (Place::Inline, Place::Inline) => None,
-            (Place::Inline, Place::File) => Some((Place::Inline, old.generation)),
-            (Place::File, _) if synced => Some((Place::File, old.generation)),
+            (Place::Inline, _) => Some((Place::Inline, old.generation)),
+            (old_place, _) if synced => Some((old_place, old.generation)),
             // A new small value takes the place of the older one, if that was small.
-            (Place::File, _) => old.before.filter(|before| before.0 == Place::File || place == Place::File),
+            (..) => old.before.filter(|before| before.0 != Place::Inline || place != Place::Inline),
         }
     }
 
-    /// Ends a write that succeeded. Returns a file that can be removed now, with its charge.
-    pub(crate) fn publish(&mut self, id: KeyId, record: Record) -> Option<(u64, u64)> {
+    /// Ends a write that succeeded. Returns what can be removed now.
+    pub(crate) fn publish(&mut self, id: KeyId, record: Record) -> Option<Superseded> {
         let writing = self.writing.remove(&id)?;
         self.unpin_slot(writing.slot);
         let synced = record.place == Place::Inline;
@@ -219,12 +219,13 @@ impl Table {
         }
         let entry = Entry { slot: Some(writing.slot), record, charge: writing.charge, synced };
         let old = self.entries.insert(id, entry)?;
-        let Entry { charge, .. } = old;
-        let (old_place, generation) = (old.record.place, old.record.generation);
-        match (old_place, record.place) {
-            (Place::File, _) if !old.synced => return Some((generation, charge)),
+        let (Record { place, generation, .. }, charge) = (old.record, old.charge);
+        let superseded = Superseded { id, place, generation, charge };
+        match (place, record.place) {
             (Place::Inline, Place::Inline) => self.bytes -= charge,
-            (place, _) => self.superseded.push(Superseded { id, place, generation, charge }),
+            (Place::Inline, _) => self.superseded.push(superseded),
+            (..) if !old.synced => return Some(superseded),
+            (..) => self.superseded.push(superseded),
         }
         None
     }
@@ -266,20 +267,6 @@ impl Table {
     /// Whether something that was replaced is not needed any more: its successor is on the drive, or gone.
     pub(crate) fn unneeded(&self, superseded: &Superseded) -> bool {
         self.entries.get(&superseded.id).is_none_or(|entry| entry.synced)
-    }
-
-    pub(crate) fn pin(&mut self, id: KeyId) -> bool {
-        let slot = self.entries.get(&id).and_then(|entry| entry.slot);
-        slot.is_some_and(|slot| {
-            self.pin_slot(slot);
-            true
-        })
-    }
-
-    pub(crate) fn unpin(&mut self, id: KeyId) {
-        if let Some(slot) = self.entries.get(&id).and_then(|entry| entry.slot) {
-            self.unpin_slot(slot);
-        }
     }
 
     pub(crate) fn set_budget(&mut self, budget: u64) {

@@ -101,6 +101,7 @@ impl TestClock {
 }
 
 const SMALL: usize = 1000;
+const ALONE: usize = 10_000;
 
 fn settings(folder: &Path) -> WarmSettings {
     WarmSettings {
@@ -109,6 +110,7 @@ fn settings(folder: &Path) -> WarmSettings {
         fingerprint: "a model".to_owned(),
         clear_other_fingerprint: false,
         small_max: SMALL,
+        alone_min: ALONE,
         read_mode: ReadMode::Buffered,
         read_threads: 2,
         policy: Box::<TestLru>::default(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::format::Place;
+use super::format::{self, Place};
 use crate::buffers::Buffers;
 use crate::policy::Policy;
 use crate::storage::Storage;
@@ -48,6 +48,8 @@ pub(crate) struct WarmSettings {
     pub(crate) clear_other_fingerprint: bool,
     /// Values up to this many bytes are stored in RocksDB, longer ones in files.
     pub(crate) small_max: usize,
+    /// Of those, values from this many bytes on have a file of their own, and their footers a second one.
+    pub(crate) alone_min: usize,
     pub(crate) read_mode: ReadMode,
     /// Threads that read one large value together, at most.
     pub(crate) read_threads: usize,
@@ -63,6 +65,10 @@ impl WarmSettings {
     /// 50 + 18 µs against 200 + 28 µs, and a synchronisation for all instead of one each); from 32 KiB on reading a
     /// file is several times faster, and it is written once instead of 2.4 times.
     pub(crate) const SMALL_MAX: usize = 16 << 10;
+
+    /// The default of `alone_min`. Below this a second file costs more (a creation, a synchronisation, 4 KiB of the
+    /// drive) than reading one block more does.
+    pub(crate) const ALONE_MIN: usize = 256 << 10;
 }
 
 /// What a [`Warm::get`] finds.
@@ -133,14 +139,20 @@ pub(crate) struct Info {
     pub(crate) why: String,
 }
 
-/// What a stored value of this many bytes takes of the budget: files are rounded up to the file system's blocks, and
-/// an entry has its record, its inode and its place in memory.
-pub(crate) fn charge_of(place: Place, stored_bytes: u64) -> u64 {
+/// What a value takes of the budget: files are rounded up to the file system's blocks, and an entry has its record, its
+/// place in memory, and an inode a file.
+pub(crate) fn charge_of(place: Place, value_bytes: u64, key_bytes: u32) -> u64 {
     const BLOCK_BYTES: u64 = 4096;
     const ENTRY_BYTES: u64 = 512;
+    let in_blocks = |bytes: u64| bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
+    let footer_bytes = format::footer_bytes(key_bytes);
+    let stored_bytes = value_bytes.saturating_add(footer_bytes);
     let bytes = match place {
         Place::Inline => stored_bytes,
-        Place::File => stored_bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES),
+        Place::File => in_blocks(stored_bytes),
+        Place::Alone => {
+            in_blocks(value_bytes).saturating_add(in_blocks(footer_bytes)).saturating_add(ENTRY_BYTES)
+        }
     };
     bytes.saturating_add(ENTRY_BYTES)
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::HashSet;
 
-use super::folder::{fan_of, io_error};
-use super::format::{self, Place, Record};
+use super::folder::{Content, fan_of, io_error};
+use super::format::{self, Place, Record, Tail};
 use super::health::Gate;
 use super::index::Changes;
 use super::read::{ReadError, Value};
@@ -18,10 +18,14 @@ use crate::{Error, Result};
 
 impl Shared {
     pub(super) fn put(&self, key: &[u8], id: KeyId, value: &[u8], cost: f32) -> Result<Put> {
-        let place = if value.len() <= self.small_max { Place::Inline } else { Place::File };
+        let place = match value.len() {
+            small if small <= self.small_max => Place::Inline,
+            large if large >= self.alone_min => Place::Alone,
+            _ => Place::File,
+        };
         let key_bytes = u32::try_from(key.len()).unwrap_or(u32::MAX);
-        let stored_bytes = format::stored_bytes(value.len() as u64, key_bytes).unwrap_or(u64::MAX);
-        let (charge, budget_bytes) = (charge_of(place, stored_bytes), self.table.lock().budget());
+        let charge = charge_of(place, value.len() as u64, key_bytes);
+        let budget_bytes = self.table.lock().budget();
         if charge > budget_bytes {
             return Ok(self.refuse(id, Refusal::TooLarge { bytes: charge, budget_bytes }));
         }
@@ -44,11 +48,11 @@ impl Shared {
                 Ok(Put::Stored)
             }
             Ok(false) => {
-                self.abort(id, Some(generation).filter(|_| place == Place::File), Leave::Removed);
+                self.abort(id, place, generation, Leave::Removed);
                 Ok(Put::Refused(Refusal::Removed))
             }
             Err(error) => {
-                self.abort(id, Some(generation).filter(|_| place == Place::File), Leave::Evicted);
+                self.abort(id, place, generation, Leave::Evicted);
                 self.write_failed(&error);
                 Err(error)
             }
@@ -70,15 +74,15 @@ impl Shared {
             value: key::shown(key),
             reason: "a key has at most 4 GiB".to_owned(),
         };
-        let footer = format::encode_footer(key, value, generation, cost).ok_or_else(too_long)?;
+        let tail = Tail::of(key, value, generation, cost).ok_or_else(too_long)?;
+        let footer = format::encode_footer(key, &tail);
         let mut changes = Changes::default();
         match place {
             Place::Inline => changes.small(id, [value, &footer].concat()),
-            Place::File => {
-                let path = self.folder.value(generation);
-                let written = self.storage.write_new(&path, &[value, &footer]);
-                written.map_err(|source| io_error(&path, "write", source))?;
-                add(&self.count.file_bytes_written, (value.len() + footer.len()) as u64);
+            Place::File => self.write_file(Content::Whole, generation, &[value, &footer])?,
+            Place::Alone => {
+                self.write_file(Content::Value, generation, &[value])?;
+                self.write_file(Content::Footer, generation, &[&footer])?;
             }
         }
         let removable = {
@@ -90,24 +94,28 @@ impl Shared {
                 }
                 table.before(id, place)
             };
-            let (key_bytes, value_bytes) = (key.len() as u32, value.len() as u64);
-            let record = Record { place, key_bytes, value_bytes, generation, cost, before };
+            let record = Record { before, ..Record::of(place, key, &tail) };
             changes.record(id, record);
             self.pay_owed(&mut changes, Some(id));
             self.index.write(changes).map_err(|what| self.index_error("writing the index", what))?;
             self.table.lock().publish(id, record)
         };
-        if let Some((generation, charge)) = removable {
-            self.discard(Place::File, generation, charge);
+        if let Some(old) = removable {
+            self.discard(old.place, old.generation, old.charge);
         }
         Ok(true)
     }
 
-    /// Ends a write that came to nothing, with its file and the key's older value.
-    fn abort(&self, id: KeyId, generation: Option<u64>, why: Leave) {
-        if let Some(generation) = generation {
-            self.remove_file(generation);
-        }
+    fn write_file(&self, content: Content, generation: u64, parts: &[&[u8]]) -> Result<()> {
+        let path = self.folder.file(content, generation);
+        self.storage.write_new(&path, parts).map_err(|source| io_error(&path, "write", source))?;
+        add(&self.count.file_bytes_written, parts.iter().map(|part| part.len() as u64).sum());
+        Ok(())
+    }
+
+    /// Ends a write that came to nothing, with its files and the key's older value.
+    fn abort(&self, id: KeyId, place: Place, generation: u64, why: Leave) {
+        self.remove_files(place, generation);
         let older = {
             let _writer = self.writer.lock();
             let older = self.table.lock().abort(id, true, why);
@@ -230,35 +238,32 @@ impl Shared {
     }
 
     fn discard(&self, place: Place, generation: u64, charge: u64) {
-        if place == Place::File {
-            self.remove_file(generation);
-        }
+        self.remove_files(place, generation);
         self.table.lock().release(charge);
     }
 
     /// One that cannot be removed is an orphan, and tried again at the next opening.
-    fn remove_file(&self, generation: u64) {
-        let path = self.folder.value(generation);
-        if let Err(error) = self.storage.remove(&path) {
-            self.failed(format!("{}: cannot remove: {error}", path.display()));
+    fn remove_files(&self, place: Place, generation: u64) {
+        for path in self.folder.files(place, generation) {
+            if let Err(error) = self.storage.remove(&path) {
+                self.failed(format!("{}: cannot remove: {error}", path.display()));
+            }
         }
     }
 
     pub(super) fn read(&self, id: KeyId, record: &Record) -> Result<Value, ReadError> {
         let value = match record.place {
-            Place::File => {
-                let path = self.folder.value(record.generation);
-                self.reader.read(&*self.storage, &path, record)?
-            }
+            Place::File | Place::Alone => self.reader.read(&*self.storage, &self.folder, record)?,
             Place::Inline => {
                 let stored = self.index.small(id)?.ok_or(ReadError::Missing)?;
                 // Of any generation: it may have been replaced since the table was asked.
                 let decoded = format::decode_stored(&stored);
                 let (value, key, tail) = decoded.map_err(|wrong| ReadError::Damaged(wrong.to_string()))?;
-                Value { value: stored.slice_ref(value), key: stored.slice_ref(key), cost: tail.cost }
+                let (value, key) = (stored.slice_ref(value), stored.slice_ref(key));
+                Value { value, key, cost: tail.cost, bytes_read: stored.len() as u64 }
             }
         };
-        add(&self.count.bytes_read, (value.value.len() + value.key.len() + format::TAIL_BYTES) as u64);
+        add(&self.count.bytes_read, value.bytes_read);
         Ok(value)
     }
 
@@ -302,23 +307,23 @@ impl Shared {
     ) -> Result<(Vec<Superseded>, Vec<Superseded>)> {
         let mut folders = HashSet::new();
         for (id, generation) in dirty {
-            if !self.is_current(*id, *generation) {
-                continue;
-            }
-            let path = self.folder.value(*generation);
-            match self.storage.sync(&path) {
-                Ok(()) => _ = folders.insert(self.folder.value_folder(fan_of(*generation))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if self.is_current(*id, *generation) && self.forget(*id, Some(*generation)) {
-                        add(&self.count.damaged, 1);
+            let Some(place) = self.place_of(*id, *generation) else { continue };
+            for path in self.folder.files(place, *generation) {
+                match self.storage.sync(&path) {
+                    Ok(()) => _ = folders.insert(self.folder.value_folder(fan_of(*generation))),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        if self.forget(*id, Some(*generation)) {
+                            add(&self.count.damaged, 1);
+                        }
+                        break;
                     }
-                }
-                Err(source) => {
-                    // What the drive holds of it now is not known, and a second try would not say.
-                    if self.forget(*id, Some(*generation)) {
-                        add(&self.count.damaged, 1);
+                    Err(source) => {
+                        // What the drive holds of it now is not known, and a second try would not say.
+                        if self.forget(*id, Some(*generation)) {
+                            add(&self.count.damaged, 1);
+                        }
+                        return Err(io_error(&path, "synchronise", source));
                     }
-                    return Err(io_error(&path, "synchronise", source));
                 }
             }
         }
@@ -338,7 +343,7 @@ impl Shared {
                 let (unneeded, needed): (Vec<_>, Vec<_>) =
                     superseded.iter().copied().partition(|old| table.unneeded(old));
                 for old in unneeded.iter().filter(|old| old.place == Place::Inline) {
-                    if table.get(old.id).is_none_or(|entry| entry.record.place == Place::File) {
+                    if table.get(old.id).is_none_or(|entry| entry.record.place != Place::Inline) {
                         changes.forget_small(old.id);
                     }
                 }
@@ -352,8 +357,10 @@ impl Shared {
         Ok((unneeded, needed))
     }
 
-    fn is_current(&self, id: KeyId, generation: u64) -> bool {
-        self.table.lock().get(id).is_some_and(|entry| entry.record.generation == generation)
+    /// Where a generation is, if it is still the key's.
+    fn place_of(&self, id: KeyId, generation: u64) -> Option<Place> {
+        let record = self.table.lock().get(id)?.record;
+        (record.generation == generation).then_some(record.place)
     }
 
     /// Saves the order if there were as many uses since it was.

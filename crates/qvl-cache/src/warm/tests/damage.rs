@@ -7,7 +7,7 @@ fn filled(folder: &TempDir) -> HashMap<String, Vec<u8>> {
     let mut model = HashMap::new();
     for i in 0..30_u64 {
         let key = format!("key {i}");
-        let bytes = value(i, if i % 2 == 0 { 300 } else { 2000 + 300 * i as usize });
+        let bytes = value(i, if i % 2 == 0 { 300 } else { 2000 + 600 * i as usize });
         assert_eq!(put(&warm, &key, &bytes), Put::Stored);
         model.insert(key, bytes);
     }

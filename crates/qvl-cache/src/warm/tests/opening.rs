@@ -29,13 +29,16 @@ fn reopening_finds_what_was_closed_with_its_order_and_uses() {
 #[test]
 fn large_values_are_read_by_several_threads_into_one() {
     let folder = tempfile::tempdir().unwrap();
-    for (mode, threads) in
-        [(ReadMode::Buffered, 1), (ReadMode::Buffered, 3), (ReadMode::Direct, 2), (ReadMode::Direct, 4)]
+    let modes =
+        [(ReadMode::Buffered, 1), (ReadMode::Buffered, 3), (ReadMode::Direct, 1), (ReadMode::Direct, 4)];
+    for ((mode, threads), alone_min) in
+        modes.into_iter().flat_map(|mode| [ALONE, usize::MAX].map(|alone_min| (mode, alone_min)))
     {
         let mut settings = settings(folder.path());
         (settings.read_mode, settings.read_threads, settings.budget_bytes) = (mode, threads, 1 << 26);
+        settings.alone_min = alone_min;
         let warm = Warm::open(settings).unwrap();
-        for bytes in [(2 << 20) - 100, 4 << 20, (6 << 20) + 1, 9 << 20] {
+        for bytes in [(1 << 20) - 4096, (2 << 20) - 100, 4 << 20, (6 << 20) + 1, 9 << 20] {
             put(&warm, "large", &value(bytes as u64, bytes));
             assert!(
                 get(&warm, "large") == Some(value(bytes as u64, bytes)),
@@ -119,17 +122,22 @@ fn files_that_nothing_names_are_removed_and_others_files_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let warm = open(&folder);
     put(&warm, "file", &value(1, 5000));
+    put(&warm, "alone", &value(2, ALONE));
     warm.close().unwrap();
     let known = files(folder.path())[0].clone();
-    let orphan = folder.path().join("values/07/0000000000000007");
+    let orphans = ["7", "8.value", "8.footer", "9.value", "a.footer"]
+        .map(|name| folder.path().join(format!("values/07/000000000000000{name}")));
     let not_ours = folder.path().join("values/07/notes.txt");
-    std::fs::copy(&known, &orphan).unwrap();
+    for orphan in &orphans {
+        std::fs::copy(&known, orphan).unwrap();
+    }
     std::fs::write(&not_ours, "text").unwrap();
     let mut warm = open(&folder);
     warm.wait_for_sweep();
-    assert_eq!(warm.stats().orphans_removed, 1);
-    assert!(!orphan.exists() && not_ours.exists());
+    assert_eq!((warm.stats().orphans_removed, warm.stats().damaged), (5, 0));
+    assert!(!orphans.iter().any(|orphan| orphan.exists()) && not_ours.exists());
     assert_eq!(get(&warm, "file"), Some(value(1, 5000)));
+    assert_eq!(get(&warm, "alone"), Some(value(2, ALONE)));
 }
 
 #[test]
@@ -153,13 +161,9 @@ fn a_hundred_thousand_records_are_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let warm = open(&folder);
     let mut changes = Changes::default();
-    let record = |i: u64| Record {
-        place: Place::Inline,
-        key_bytes: 8,
-        value_bytes: 100,
-        generation: i,
-        cost: 1.0,
-        before: None,
+    let record = |i: u64| {
+        let tail = format::Tail::of(b"the key", &[1; 100], i, 1.0).unwrap();
+        Record::of(Place::Inline, b"the key", &tail)
     };
     for i in 0..100_000_u64 {
         changes.record(KeyId::of(&i.to_le_bytes()), record(i));
