@@ -57,6 +57,137 @@ fn a_value_file_with_any_damage_is_dropped_and_reported() {
 }
 
 #[test]
+fn a_value_alone_with_any_damage_is_dropped_and_reported_with_its_footer() {
+    let folder = memory_folder();
+    for mode in [ReadMode::Buffered, ReadMode::Direct] {
+        let warm = Warm::open(WarmSettings { read_mode: mode, ..settings(folder.path()) }).unwrap();
+        for damage in 0..100_u64 {
+            put(&warm, "key", &value(1, ALONE + damage as usize));
+            let [footer, path] = files(folder.path()).try_into().unwrap();
+            assert!(path.extension().unwrap() == "value" && footer.extension().unwrap() == "footer");
+            let mut bytes = std::fs::read(&path).unwrap();
+            assert_eq!(bytes.len(), ALONE + damage as usize, "nothing but the value");
+            if damage % 4 == 3 {
+                bytes.truncate(bytes.len() * damage as usize / 100);
+            } else {
+                let bit = damage as usize * 829 % (bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let found = warm.get(b"key", KeyId::of(b"key"));
+            assert!(matches!(found, Found::Damaged { .. }), "damage {damage}: {found:?}");
+            assert!(!has(&warm, "key") && files(folder.path()).is_empty());
+        }
+        assert_eq!((warm.stats().damaged, warm.stats().bytes), (100, 0));
+    }
+}
+
+/// What can happen to a footer's file, and what of another value's footer `other`.
+fn damage_footer(case: usize, path: &Path, other: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    match case {
+        0 => return std::fs::remove_file(path).unwrap(),
+        1 => bytes = std::fs::read(other).unwrap(),
+        2 => bytes.truncate(bytes.len() - 1),
+        3 => bytes.clear(),
+        4 => bytes.push(0),
+        _ => {
+            let bit = case * 37 % (bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+const FOOTER_CASES: usize = 40;
+
+/// Footers of values that are alone, in the order in which these were put.
+fn footers(folder: &Path) -> Vec<PathBuf> {
+    let is_footer = |path: &PathBuf| path.extension().is_some_and(|end| end == "footer");
+    files(folder).into_iter().filter(is_footer).collect()
+}
+
+#[test]
+fn a_footer_with_any_damage_fails_reads_of_long_keys_alone_and_gives_no_wrong_value() {
+    let folder = memory_folder();
+    let warm = open(&folder);
+    let (long, other) = ("a key of more bytes than records have", "another of more bytes than records have");
+    for case in 0..FOOTER_CASES {
+        for key in [long, other, "short"] {
+            put(&warm, key, &value(key.len() as u64, ALONE));
+            assert_eq!(get(&warm, key), Some(value(key.len() as u64, ALONE)));
+        }
+        let footers = footers(folder.path());
+        damage_footer(case, &footers[2], &footers[1]);
+        assert!(get(&warm, "short").is_some(), "it was compared from memory");
+        damage_footer(case, &footers[0], &footers[1]);
+        let found = warm.get(long.as_bytes(), KeyId::of(long.as_bytes()));
+        assert!(matches!(found, Found::Damaged { .. }), "case {case}: {found:?}");
+        assert!(get(&warm, other).is_some());
+        for key in [other, "short"] {
+            assert!(warm.remove(KeyId::of(key.as_bytes())));
+        }
+        assert_eq!((files(folder.path()).len(), warm.stats().bytes), (0, 0));
+    }
+    assert_eq!(warm.stats().damaged, FOOTER_CASES as u64);
+}
+
+#[test]
+fn an_index_made_again_has_every_large_value_whose_footer_is_whole_and_no_other() {
+    for case in 0..FOOTER_CASES {
+        let folder = memory_folder();
+        let warm = open(&folder);
+        let keys = ["damaged", "whole", "without its value", "a key of more bytes than records have"];
+        for (i, key) in keys.into_iter().enumerate() {
+            put(&warm, key, &value(i as u64, ALONE + i));
+        }
+        warm.close().unwrap();
+        let footers = footers(folder.path());
+        damage_footer(case, &footers[0], &footers[1]);
+        std::fs::remove_file(footers[2].with_extension("value")).unwrap();
+        std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+        let mut warm = open(&folder);
+        warm.wait_for_sweep();
+        assert!(warm.stats().index_rebuilt.is_some());
+        for (i, key) in keys.into_iter().enumerate() {
+            let expected = (i % 2 == 1).then(|| value(i as u64, ALONE + i));
+            assert_eq!(get(&warm, key), expected, "case {case}, {key}");
+        }
+        assert_eq!(
+            (warm.stats().damaged, files(folder.path()).len()),
+            (0, 4),
+            "the rest are orphans, and gone"
+        );
+    }
+}
+
+#[test]
+fn a_large_value_of_which_a_file_is_missing_or_of_another_length_is_dropped_at_opening() {
+    for case in 0..5 {
+        for of_value in [false, true] {
+            let folder = memory_folder();
+            let warm = open(&folder);
+            put(&warm, "damaged", &value(1, ALONE));
+            put(&warm, "whole, with a longer key", &value(2, ALONE + 9));
+            warm.close().unwrap();
+            let [one, other] = footers(folder.path()).try_into().unwrap();
+            let [one, other] =
+                if of_value { [one, other].map(|path| path.with_extension("value")) } else { [one, other] };
+            damage_footer(case, &one, &other);
+            let mut warm = open(&folder);
+            warm.wait_for_sweep();
+            assert_eq!(
+                (warm.stats().entries, warm.stats().damaged, files(folder.path()).len()),
+                (1, 1, 2),
+                "{case}"
+            );
+            assert_eq!(get(&warm, "damaged"), None);
+            assert!(get(&warm, "whole, with a longer key").is_some());
+        }
+    }
+}
+
+#[test]
 fn missing_and_short_files_are_found_at_opening_and_dropped() {
     let folder = memory_folder();
     let model = filled(&folder);
@@ -141,7 +272,7 @@ fn a_process_that_is_killed_leaves_all_that_it_put() {
     let folder = memory_folder();
     let warm = open(&folder);
     for i in 0..20_u64 {
-        put(&warm, &format!("key {i}"), &value(i, if i % 2 == 0 { 300 } else { 5000 }));
+        put(&warm, &format!("key {i}"), &value(i, [300, 5000, ALONE][i as usize % 3]));
     }
     // As it is found then: the system has all that was written, and nothing was flushed, saved or closed.
     let copy = memory_folder();
@@ -160,24 +291,34 @@ fn a_process_that_is_killed_leaves_all_that_it_put() {
 #[test]
 fn after_a_power_loss_the_older_value_is_there_if_the_newer_is_not_whole() {
     let folder = memory_folder();
-    let sizes = [(5000, 6000), (50, 6000)];
-    for (case, (older, newer)) in sizes.into_iter().enumerate() {
-        for torn in [false, true] {
-            let key = format!("key {case} {torn}");
+    let small = [(5000, 6000), (50, 6000), (ALONE, 6000)].map(|sizes| (sizes, ""));
+    let large = [(5000, ALONE), (50, ALONE), (ALONE, 2 * ALONE)];
+    let large = ["value", "footer"].into_iter().flat_map(|end| large.map(|sizes| (sizes, end)));
+    for (case, ((older, newer), end)) in small.into_iter().chain(large).enumerate() {
+        for torn in [None, Some(false), Some(true)] {
+            let key = format!("key {case} {torn:?}");
             let warm = open(&folder);
             put(&warm, &key, &value(1, older));
             warm.flush().unwrap();
             let before = files(folder.path());
             put(&warm, &key, &value(2, newer));
-            let new = files(folder.path()).into_iter().find(|path| !before.contains(path)).unwrap();
+            let is_new = |path: &PathBuf| {
+                !before.contains(path) && path.extension().map_or("", |end| end.to_str().unwrap()) == end
+            };
+            let new = files(folder.path()).into_iter().find(is_new).unwrap();
             // As it is found after the power is back: the folder as it is now, without what closing would do.
             let copy = memory_folder();
             copy_folder(folder.path(), copy.path());
-            if torn {
-                std::fs::write(copy.path().join(new.strip_prefix(folder.path()).unwrap()), vec![0; 6000])
-                    .unwrap();
+            let new = copy.path().join(new.strip_prefix(folder.path()).unwrap());
+            match torn {
+                None => {}
+                Some(true) => {
+                    let bytes = std::fs::metadata(&new).unwrap().len();
+                    std::fs::write(&new, vec![0; bytes as usize]).unwrap();
+                }
+                Some(false) => std::fs::remove_file(&new).unwrap(),
             }
-            let expected = if torn { value(1, older) } else { value(2, newer) };
+            let expected = if torn.is_some() { value(1, older) } else { value(2, newer) };
             for _ in 0..2 {
                 let mut again = open(&copy);
                 again.wait_for_sweep();
