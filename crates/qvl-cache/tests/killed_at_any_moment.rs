@@ -58,9 +58,11 @@ fn child() {
         match random(&mut state) % 20 {
             0..9 => {
                 version += 1;
-                let len = match random(&mut state) % 3 {
-                    0 => 16 + random(&mut state) % 5000,
-                    1 => 17_000 + random(&mut state) % 10_000,
+                let len = match random(&mut state) % 10 {
+                    // With a footer in a second file.
+                    0 => (256 << 10) + random(&mut state) % 100_000,
+                    1..4 => 16 + random(&mut state) % 5000,
+                    4..7 => 17_000 + random(&mut state) % 10_000,
                     _ => 16 + random(&mut state) % 100_000,
                 };
                 say(format!("i {key} {version}"));

@@ -75,7 +75,7 @@ impl WarmOptions {
         self
     }
 
-    /// Threads that read one large value together, at most [default: 1].
+    /// Threads that read one large value together, at most [default: 1; past the page cache at least 2].
     pub fn read_threads(mut self, threads: usize) -> Self {
         self.read_threads = threads;
         self

@@ -51,7 +51,7 @@ pub(crate) struct WarmSettings {
     /// Of those, values from this many bytes on have a file of their own, and their footers a second one.
     pub(crate) alone_min: usize,
     pub(crate) read_mode: ReadMode,
-    /// Threads that read one large value together, at most.
+    /// Threads that read one large value together, at most; past the page cache at least 2.
     pub(crate) read_threads: usize,
     pub(crate) policy: Box<dyn Policy>,
     pub(crate) storage: Arc<dyn Storage>,
