@@ -97,9 +97,7 @@ impl Reader {
     /// The least that is worth a thread, and what each of so many threads reads at once.
     ///
     /// Past the page cache two threads read one value: while one hashes what has come, which is in no processor's cache,
-    /// the drive works for the other. Beside plain reads of the same files, one caller, 1, 4, 16 and 64 MiB, values came
-    /// 0.99, 1.01, 1.08, 1.24 times as fast; with one thread and pieces of 4 MiB 0.94, 0.86, 0.82, 0.91 times; with a
-    /// second thread that only hashes 0.87, 0.95, 1.06, 1.26; with pieces of 256 KiB 0.87, 0.91 (1 and 4 MiB).
+    /// the drive works for the other.
     fn part_bytes_min(&self) -> usize {
         if self.direct { DIRECT_PIECE_BYTES } else { PART_BYTES_MIN }
     }
