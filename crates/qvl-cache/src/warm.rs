@@ -239,7 +239,7 @@ impl Warm {
         self.shared.forget(id, None)
     }
 
-    /// Changes the budget, and evicts until it holds before this returns .
+    /// Changes the budget, and evicts until it holds before this returns.
     pub(crate) fn resize(&self, budget_bytes: u64) -> Result<()> {
         self.shared.table.lock().set_budget(budget_bytes);
         self.shared.make_room(None).map(|_| ())
