@@ -123,8 +123,8 @@ impl WarmOptions {
         };
         let warm = Warm::open(settings)?;
         // Only now it is sure that the folder is this one's.
-        let cleared = files.clear();
-        cleared.map_err(|source| Error::Io { path: spare, operation: "remove", source })?;
+        let begun = files.begin();
+        begun.map_err(|source| Error::Io { path: spare, operation: "remove", source })?;
         Ok(Drive { name, files, warm: RwLock::new(Some(warm)) })
     }
 }

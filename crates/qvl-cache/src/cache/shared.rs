@@ -333,6 +333,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         }
         let back = if found.stored { None } else { self.transit.take_back(key, found.version) };
         let written = !found.stored && back.is_none() && matches!(self.transit.get(key), Lookup::Here(_));
+        let stored = found.stored || written;
         let incoming = Incoming {
             key: key.clone(),
             id,
@@ -340,7 +341,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             bytes,
             cost: self.hot_cost(bytes, found.origin_cost),
             version: found.version,
-            stored: found.stored || written,
+            stored,
             origin_cost: found.origin_cost,
         };
         match self.hot.insert(incoming, self.clock.now(), None, |out| self.leaves(out)) {
@@ -353,7 +354,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             }
             Inserted::Refused => {}
         }
-        self.wake();
+        if !stored {
+            self.wake();
+        }
     }
 
     /// A value leaves the hot tier: if no tier below has it, it is on its way there now.

@@ -8,7 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -25,6 +25,8 @@ pub(crate) struct Recycling {
     folder: PathBuf,
     spares: Mutex<Spares>,
     next: AtomicU64,
+    /// Whether the folder is known to be this one's, and empty.
+    ready: AtomicBool,
 }
 
 #[derive(Default)]
@@ -39,13 +41,15 @@ impl Recycling {
     /// Over `inner`, with `folder` for files that were removed. It is made when it is first needed.
     pub(crate) fn new(inner: Arc<dyn Storage>, folder: PathBuf, bytes_max: u64) -> Self {
         let spares = Mutex::new(Spares { bytes_max, ..Spares::default() });
-        Self { inner, folder, spares, next: AtomicU64::new(0) }
+        Self { inner, folder, spares, next: AtomicU64::new(0), ready: AtomicBool::new(false) }
     }
 
-    /// Removes what was left by one who was killed. To be called before anything is removed, and by nobody who does not
-    /// own the folder.
-    pub(crate) fn clear(&self) -> io::Result<()> {
-        self.inner.remove_folder(&self.folder)
+    /// Removes what was left by one who was killed, and begins to keep files. To be called by nobody who does not own the
+    /// folder.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        self.inner.remove_folder(&self.folder)?;
+        self.ready.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Another bound; what is over it is removed for good.
@@ -83,6 +87,9 @@ impl Recycling {
 
     /// Keeps a file that is no longer wanted; `false` if it is to be removed.
     fn keep(&self, path: &Path) -> bool {
+        if !self.ready.load(Ordering::Acquire) {
+            return false;
+        }
         let Ok(len) = self.inner.file_bytes(path) else { return false };
         if len < FILE_BYTES_MIN || len > self.spares.lock().bytes_max {
             return false;
@@ -187,7 +194,9 @@ mod tests {
     use crate::storage::{Disk, Fault, Faulty, Operation, What};
 
     fn recycling(folder: &Path, inner: Arc<dyn Storage>) -> Recycling {
-        Recycling::new(inner, folder.join("spare"), 1 << 20)
+        let storage = Recycling::new(inner, folder.join("spare"), 1 << 20);
+        storage.begin().unwrap();
+        storage
     }
 
     fn inode(path: &Path) -> u64 {
@@ -245,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("spare")).unwrap();
         std::fs::write(dir.path().join("spare/9"), "left by one that was killed").unwrap();
-        recycling(dir.path(), Arc::new(Disk)).clear().unwrap();
+        recycling(dir.path(), Arc::new(Disk));
         assert!(!dir.path().join("spare/9").exists());
     }
 }

@@ -79,8 +79,12 @@ fn open_index(
     let path = folder.index();
     let there = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
     if there && !path.join("CURRENT").is_file() {
-        // RocksDB would begin a new one beside the remains.
-        return Err(OpenError::Damaged("the file CURRENT is missing".to_owned()));
+        if !was_begun_only(&path) {
+            // RocksDB would begin a new one beside the remains.
+            return Err(OpenError::Damaged("the file CURRENT is missing".to_owned()));
+        }
+        let removed = std::fs::remove_dir_all(&path);
+        removed.map_err(|error| OpenError::Damaged(format!("its beginning cannot be removed: {error}")))?;
     }
     if !there && !folder.fresh && has_values(folder) {
         return Err(OpenError::Damaged("the index is missing".to_owned()));
@@ -183,6 +187,19 @@ fn read_footer(path: &Path, bytes: u64, storage: &dyn Storage) -> Option<(Vec<u8
     Some((key.to_vec(), tail))
 }
 
+/// Whether somebody was stopped while they created the index: it never held anything.
+fn was_begun_only(index: &Path) -> bool {
+    let Ok(mut entries) = std::fs::read_dir(index) else { return false };
+    entries.all(|entry| {
+        let Ok(entry) = entry else { return false };
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let holds_data = [".sst", ".blob"].iter().any(|end| name.ends_with(end))
+            || name.ends_with(".log") && entry.metadata().map_or(true, |metadata| metadata.len() > 0);
+        !holds_data
+    })
+}
+
 /// Values that replaced another and were not known to be on the drive: each is read, and the older one takes its place
 /// if it is not whole.
 fn settle(
@@ -197,7 +214,10 @@ fn settle(
     records.retain_mut(|(id, record)| {
         let Some((place, generation)) = record.before.take() else { return true };
         let whole = match record.place {
-            Place::File | Place::Alone => is_whole(folder, storage, reader, record),
+            // Synchronised before what it replaced is let go of.
+            Place::File | Place::Alone => {
+                is_whole(folder, storage, reader, record) && is_synced(folder, storage, record)
+            }
             Place::Inline => true,
         };
         if whole {
@@ -235,6 +255,12 @@ fn is_whole(folder: &Folder, storage: &dyn Storage, reader: &Reader, record: &Re
         None => true,
     };
     reader.read(storage, folder, record).is_ok() && footer_is_whole()
+}
+
+/// Puts its files and their names on the drive.
+fn is_synced(folder: &Folder, storage: &dyn Storage, record: &Record) -> bool {
+    folder.files(record.place, record.generation).all(|path| storage.sync(&path).is_ok())
+        && storage.sync_folder(&folder.value_folder(fan_of(record.generation))).is_ok()
 }
 
 fn older_file(
