@@ -129,7 +129,7 @@ Examples:
   cargo xtask bench cache --quick
 
 What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
-the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, with --quick 5, 3 and 4.
+the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, with --quick 5, 3 and 5.
 Exit code 0 also when a target is missed: figures are a result, not a failure.";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -23,6 +23,8 @@ pub(crate) struct ReadTime {
 
 /// Reads up to this size tell of the part for each, larger ones of the part for each byte.
 const SMALL_BYTES: u64 = 64 << 10;
+/// How much longer than expected a read may take for all of it to count.
+const OUTLIER: f64 = 4.0;
 /// What one new reading counts.
 const WEIGHT: f64 = 1.0 / 16.0;
 
@@ -34,9 +36,10 @@ impl Default for ReadTime {
 }
 
 impl ReadTime {
-    /// A read of so many bytes took so long.
+    /// A read of so many bytes took so long. One that took much longer than expected met something else than the drive,
+    /// and counts as one that took [`OUTLIER`] times as long.
     pub(crate) fn learn(&mut self, bytes: u64, took: Duration) {
-        let seconds = took.as_secs_f64();
+        let seconds = took.as_secs_f64().min(OUTLIER * self.seconds(bytes));
         if bytes <= SMALL_BYTES {
             self.seconds_each += (seconds - self.seconds_each) * WEIGHT;
         } else {
@@ -114,6 +117,13 @@ mod tests {
         }
         assert!((read.seconds(10_000_000) / 0.01002 - 1.0).abs() < 0.01, "{read:?}");
         assert!((read.seconds(4096) / 24e-6 - 1.0).abs() < 0.05, "{read:?}");
+    }
+
+    #[test]
+    fn one_read_that_stalled_does_not_make_everything_cheaper_to_make() {
+        let mut read = ReadTime::default();
+        read.learn(1 << 20, Duration::from_secs(60));
+        assert!(read.is_worth_storing(1 << 20, 0.01), "{read:?}");
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
     }
 
     /// What it takes to make a value again. Without it, the time that a loader takes is measured, and values that are
-    /// inserted are held to cost as much as loaded ones do, or 0.1 s.
+    /// inserted are held to cost as much as loaded ones do, at least 0.1 s, and enough to be worth storing.
     pub fn cost(mut self, cost: impl Fn(&K, &V) -> Duration + Send + Sync + 'static) -> Self {
         self.cost = Some(Box::new(cost));
         self
@@ -195,6 +195,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
             transit: Transit::new(transit_bytes),
             codec: self.codec,
             warm: middle,
+            cold_failing: self.cold.iter().map(|_| AtomicBool::new(false)).collect(),
             cold: self.cold,
             stale: Mutex::new(HashMap::new()),
             stale_len: AtomicUsize::new(0),
@@ -215,7 +216,6 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
             threads: self.threads,
             closed: AtomicBool::new(false),
             failing: AtomicBool::new(false),
-            cold_failing: AtomicBool::new(false),
             late: Mutex::new(Vec::new()),
             usual_cost: AtomicU64::new(0),
         });

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
 
+use crate::buffers::PAGE_BYTES;
 use crate::cache::{Budgets, Placed};
 use crate::clock::Clock;
 use crate::codec::Codec;
@@ -77,8 +78,8 @@ pub(super) struct Shared<K: Key, V: Clone + Send + Sync + 'static> {
     pub(super) closed: AtomicBool,
     /// Whether the last value that was to be stored below could not be.
     pub(super) failing: AtomicBool,
-    /// Whether the last question to a cold tier failed.
-    pub(super) cold_failing: AtomicBool,
+    /// Of each cold tier, whether the last question to it failed.
+    pub(super) cold_failing: Box<[AtomicBool]>,
     pub(super) late: Mutex<Vec<Error>>,
     /// Seconds a value took to make, on average; bits of an `f32`.
     pub(super) usual_cost: AtomicU64,
@@ -285,7 +286,10 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             return None;
         }
         let staleness = self.staleness(id);
-        for tier in self.cold.iter().filter(|tier| !staleness.hides(&***tier)) {
+        for (tier, failing) in self.cold.iter().zip(&self.cold_failing) {
+            if staleness.hides(&**tier) {
+                continue;
+            }
             let version = self.next_version();
             let begun = self.clock.now();
             let value = match tier.get(key) {
@@ -293,18 +297,20 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
                 Ok(None) => continue,
                 Err(error) => {
                     Counters::add(&self.counters.cold_errors, 1);
-                    if !self.cold_failing.swap(true, Ordering::Relaxed) {
+                    if !failing.swap(true, Ordering::Relaxed) {
                         self.notice(|| format!("a cold tier is gone without for now: {error}"));
                     }
                     self.late(error);
                     continue;
                 }
             };
-            if self.cold_failing.swap(false, Ordering::Relaxed) {
+            if failing.swap(false, Ordering::Relaxed) {
                 self.notice(|| format!("{} answers again", tier.name()));
             }
             let seconds = self.clock.now().saturating_sub(begun).as_secs_f64();
             let bytes = value.len() as u64;
+            // A part of a page would keep all of it, which no budget counts.
+            let value = if value.len() < PAGE_BYTES { Bytes::copy_from_slice(&value) } else { value };
             match self.codec.decode(value) {
                 Ok(value) => {
                     Counters::add(&self.counters.cold_hits, 1);
@@ -394,7 +400,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             return hint(key, value).as_secs_f32();
         }
         let usual = f32::from_bits(self.usual_cost.load(Ordering::Relaxed) as u32);
-        if usual > 0.0 { usual.max(COST_DEFAULT_SECONDS) } else { COST_DEFAULT_SECONDS }
+        // It was worth inserting: what is not known is never a reason not to store it.
+        let read = self.read_time.lock().seconds(self.codec.bytes(value)) as f32;
+        usual.max(COST_DEFAULT_SECONDS).max(4.0 * read)
     }
 
     pub(super) fn insert(&self, key: K, value: V, told: Option<Duration>) -> Result<Placed> {

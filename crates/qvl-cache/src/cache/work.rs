@@ -226,7 +226,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             }
             Stored::Refused => Counters::add(&self.counters.not_stored, 1),
             Stored::Failed(error) => {
-                Counters::add(&self.counters.lost, 1);
+                // What is still in memory is tried again.
+                let lost = !self.hot.has_version(key, hash, pending.version);
+                Counters::add(&self.counters.lost, u64::from(lost));
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     self.notice(|| format!("values are kept in memory only: {}", with_cause(error)));
                 }
