@@ -207,7 +207,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> TieredCache<K, V> {
     }
 
     /// Says that these keys will be wanted soon: they are brought up in the background, in this order. Returns how
-    /// many hints were taken; beyond the builder's [`prefetch_keys`](Builder::prefetch_keys) they are dropped.
+    /// many hints were taken, none with memory alone; beyond the builder's [`prefetch_keys`](Builder::prefetch_keys) they are dropped.
     ///
     /// # Errors
     ///

@@ -210,6 +210,29 @@ fn an_explanation_says_where_and_why() {
     assert!(said.stored && said.pins == 1 && said.to_string().contains("hot, cold (the shelf)"), "{said}");
 }
 
+#[test]
+fn what_is_named_is_brought_up_with_any_number_of_threads() {
+    for threads in 0..4 {
+        let shelf = Shelf::read_only((0..8u64).map(|key| (key.to_le_bytes().to_vec(), value(key, 1, 100))));
+        let cache = TieredCache::<u64, Bytes>::builder()
+            .threads(threads)
+            .cold_shared(std::sync::Arc::clone(&shelf) as _)
+            .build()
+            .unwrap();
+        assert_eq!(cache.prefetch(0..8).unwrap(), 8);
+        while cache.stats().hot.entries < 8 {
+            assert!(threads > 1, "it is done when the call returns");
+            std::thread::yield_now();
+        }
+        let gets = shelf.gets.load(Ordering::SeqCst);
+        for key in 0..8 {
+            assert_eq!(version_of(key, &cache.get(&key).unwrap().unwrap()), 1);
+        }
+        assert_eq!(shelf.gets.load(Ordering::SeqCst), gets);
+    }
+    assert_eq!(cache(1 << 20).prefetch([1]).unwrap(), 0, "there is nothing to bring up from");
+}
+
 /// A codec that does not take a value of one byte.
 struct Picky;
 

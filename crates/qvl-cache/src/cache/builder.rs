@@ -152,7 +152,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
     }
 
     /// Threads in the background: one writes, the others bring up what [`prefetch`](TieredCache::prefetch) names
-    /// [default: 2]. With 0 all of it is done by the caller before its call returns, in an order that depends on
+    /// [default: 2]. With 1 a prefetch is done before its call returns. With 0 all of it is done by the caller before its call returns, in an order that depends on
     /// nothing else, and the policy knows of every single use: slow, and good for tests.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -212,7 +212,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Builder<K, V> {
             write_behind: self.write_behind,
             sleeping: AtomicBool::new(false),
             hints: Mutex::new(Some(hints)),
-            hinted: (self.threads == 0).then(|| hinted.clone()),
+            hinted: (self.threads < 2).then(|| hinted.clone()),
             threads: self.threads,
             closed: AtomicBool::new(false),
             failing: AtomicBool::new(false),

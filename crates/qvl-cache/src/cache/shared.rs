@@ -72,7 +72,7 @@ pub(super) struct Shared<K: Key, V: Clone + Send + Sync + 'static> {
     pub(super) sleeping: AtomicBool,
     /// Hints to the prefetching threads; `None` once closed.
     pub(super) hints: Mutex<Option<Sender<K>>>,
-    /// Without threads, the other end: the caller does what they would.
+    /// Without a thread for them, the other end: the caller does what it would.
     pub(super) hinted: Option<Receiver<K>>,
     pub(super) threads: usize,
     pub(super) closed: AtomicBool,
@@ -532,6 +532,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
 
     pub(super) fn prefetch(&self, keys: impl IntoIterator<Item = K>) -> Result<usize> {
         self.check_open()?;
+        if !self.has_tiers_below() {
+            return Ok(0);
+        }
         let mut taken = 0;
         {
             let hints = self.hints.lock();
@@ -546,6 +549,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             }
         }
         Counters::add(&self.counters.hints, taken as u64);
+        self.bring_up_if_alone();
         self.work_if_alone();
         Ok(taken)
     }

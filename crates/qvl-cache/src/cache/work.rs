@@ -56,6 +56,10 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
         if self.write_behind.is_some() {
             while self.write_one_behind() {}
         }
+    }
+
+    /// Brings up what was named, when there is no thread for it.
+    pub(super) fn bring_up_if_alone(&self) {
         if let Some(hinted) = &self.hinted {
             while let Ok(key) = hinted.try_recv() {
                 self.bring_up(&key);
