@@ -96,13 +96,18 @@ fn has_libjpeg_turbo_tools() -> bool {
 /// Installs Debian packages if that needs no password; else prints how. `false` if they are not there after.
 fn install(packages: &[&str], what_for: &str) -> bool {
     let by_hand = format!("apt-get install --yes {}", packages.join(" "));
-    if !is_root() || !works_with_args("apt-get", &["--version"]) {
+    let root = is_root();
+    let may = root || works_with_args("sudo", &["--non-interactive", "true"]);
+    if !may || !works_with_args("apt-get", &["--version"]) {
         say(&format!("setup: for {what_for} run: sudo {by_hand}"));
         return false;
     }
     say(&format!("setup: {by_hand}"));
     let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
+        let mut command = Command::new(if root { "apt-get" } else { "sudo" });
+        if !root {
+            command.args(["--non-interactive", "apt-get"]);
+        }
         command.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
