@@ -305,18 +305,7 @@ fn rates(
     reference_name: &str,
     target: Option<f64>,
 ) -> Metric {
-    Metric {
-        suite: "cache",
-        name,
-        what: what.to_owned(),
-        unit: "ratio",
-        ours: vec![ours.to_owned()],
-        reference: vec![Reference::Series(reference.to_owned())],
-        reference_name: reference_name.to_owned(),
-        sides: Sides::Rates,
-        target,
-        better: Better::Higher,
-    }
+    Metric::rates("cache", name, what, ours, reference, reference_name, target)
 }
 
 /// A metric of two costs, lower is better.
@@ -328,8 +317,7 @@ fn costs(
     reference_name: &str,
     target: Option<f64>,
 ) -> Metric {
-    let rates = rates(name, what, ours, reference, reference_name, target);
-    Metric { sides: Sides::Costs, better: Better::Lower, ..rates }
+    rates(name, what, ours, reference, reference_name, target).of_costs()
 }
 
 /// An amount that is compared with nothing.

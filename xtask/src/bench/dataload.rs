@@ -11,7 +11,6 @@ use serde_json::Value;
 use super::evidence::{Evidence, read, text};
 use super::plan::{Group, Job, Metric, NOT_THE_SAME, Plan, Reference, Sides};
 use super::probe::{Call, Setup, figure};
-use super::stats::Better;
 use super::{Args, DataloadArgs, process};
 
 /// Pixels after resizing, at most, as published: 16,384 visual tokens.
@@ -146,18 +145,7 @@ fn metric(
     reference_name: &str,
     target: Option<f64>,
 ) -> Metric {
-    Metric {
-        suite: "dataload",
-        name,
-        what: what.to_owned(),
-        unit: "ratio",
-        ours: vec![ours.to_owned()],
-        reference: vec![Reference::Series(reference.to_owned())],
-        reference_name: reference_name.to_owned(),
-        sides: Sides::Rates,
-        target,
-        better: Better::Higher,
-    }
+    Metric::rates("dataload", name, what, ours, reference, reference_name, target)
 }
 
 /// A metric of two costs, lower is better.
@@ -169,8 +157,7 @@ fn costs(
     reference_name: &str,
     target: Option<f64>,
 ) -> Metric {
-    let rates = metric(name, what, ours, reference, reference_name, target);
-    Metric { sides: Sides::Costs, better: Better::Lower, ..rates }
+    metric(name, what, ours, reference, reference_name, target).of_costs()
 }
 
 /// The series of a resizer that counts only if it makes Pillow's bits.
@@ -461,6 +448,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::bench::stats::Better;
 
     #[derive(clap::Parser)]
     struct Cli {

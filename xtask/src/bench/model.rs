@@ -209,18 +209,7 @@ fn rates(
     reference_name: &str,
     target: f64,
 ) -> Metric {
-    Metric {
-        suite: "model",
-        name,
-        what: what.to_owned(),
-        unit: "ratio",
-        ours: vec![ours.to_owned()],
-        reference: vec![Reference::Series(reference.to_owned())],
-        reference_name: reference_name.to_owned(),
-        sides: Sides::Rates,
-        target: Some(target),
-        better: Better::Higher,
-    }
+    Metric::rates("model", name, what, ours, reference, reference_name, Some(target))
 }
 
 pub(crate) fn plan<'a>(args: &'a Args, setup: &'a Setup) -> Plan<'a> {

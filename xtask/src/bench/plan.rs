@@ -162,6 +162,35 @@ pub(crate) struct Metric {
 }
 
 impl Metric {
+    /// Of two rates, higher is better: the commonest kind, from which the others differ by fields.
+    pub(crate) fn rates(
+        suite: &'static str,
+        name: &'static str,
+        what: &str,
+        ours: &str,
+        reference: &str,
+        reference_name: &str,
+        target: Option<f64>,
+    ) -> Self {
+        Self {
+            suite,
+            name,
+            what: what.to_owned(),
+            unit: "ratio",
+            ours: vec![ours.to_owned()],
+            reference: vec![Reference::Series(reference.to_owned())],
+            reference_name: reference_name.to_owned(),
+            sides: Sides::Rates,
+            target,
+            better: Better::Higher,
+        }
+    }
+
+    /// The same of two costs, lower is better.
+    pub(crate) fn of_costs(self) -> Self {
+        Self { sides: Sides::Costs, better: Better::Lower, ..self }
+    }
+
     /// All series it looks at.
     pub(crate) fn series(&self) -> impl Iterator<Item = &str> {
         let of_reference = self.reference.iter().flat_map(|reference| match reference {
