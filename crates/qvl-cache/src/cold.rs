@@ -5,7 +5,6 @@
 pub mod compress;
 pub mod folder;
 pub mod format;
-pub mod health;
 mod ledger;
 #[cfg(feature = "object-store")]
 pub mod object;

@@ -14,6 +14,7 @@ mod flight;
 #[cfg(feature = "rocksdb")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod health;
 mod hot;
 pub mod key;
 #[cfg_attr(not(feature = "rocksdb"), expect(dead_code, reason = "the warm tier is left out"))]

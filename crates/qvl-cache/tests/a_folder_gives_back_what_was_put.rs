@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
-#[path = "common/lru.rs"]
-mod lru;
+#[path = "common/first_stays.rs"]
+mod first_stays;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +11,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use lru::{FirstStays, Lru};
+use first_stays::FirstStays;
 use proptest::prelude::*;
 use qvl_cache::cold::folder::{FolderSettings, FolderTier};
 use qvl_cache::cold::{Cold, Kept, Refusal};
 use qvl_cache::storage::{Disk, Opened, Storage};
-use qvl_cache::{Error, KeyId};
+use qvl_cache::{Error, KeyId, PolicyName};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -26,11 +26,11 @@ fn folder() -> TempDir {
 }
 
 fn open(path: &Path, settings: FolderSettings) -> FolderTier {
-    FolderTier::open(path, settings, Lru::boxed()).unwrap()
+    FolderTier::open(path, settings, PolicyName::Lru.build()).unwrap()
 }
 
 fn refused(path: &Path, settings: FolderSettings) -> Error {
-    match FolderTier::open(path, settings, Lru::boxed()) {
+    match FolderTier::open(path, settings, PolicyName::Lru.build()) {
         Ok(_) => panic!("opened"),
         Err(error) => error,
     }
@@ -207,8 +207,7 @@ fn the_budget_holds_and_the_policy_says_who_leaves() {
 #[test]
 fn what_the_policy_does_not_want_is_refused_and_not_written() {
     let folder = folder();
-    let tier =
-        FolderTier::open(folder.path(), FolderSettings::new(1500), Box::new(FirstStays::default())).unwrap();
+    let tier = FolderTier::open(folder.path(), FolderSettings::new(1500), FirstStays::boxed()).unwrap();
     assert_eq!(tier.put(b"first", &value(1, 1000), 0.0).unwrap(), Kept::Stored);
     assert_eq!(tier.put(b"second", &value(2, 1000), 0.0).unwrap(), Kept::Refused(Refusal::NotWorthIt));
     assert_eq!(tier.get(b"second").unwrap(), None);

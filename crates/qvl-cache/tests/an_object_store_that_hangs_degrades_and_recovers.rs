@@ -4,20 +4,20 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 #![cfg(feature = "object-store")]
 
-#[path = "common/lru.rs"]
-mod lru;
+#[path = "common/first_stays.rs"]
+mod first_stays;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lru::{FirstStays, Lru};
+use first_stays::FirstStays;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
-use qvl_cache::cold::health::HealthSettings;
 use qvl_cache::cold::object::{ObjectSettings, ObjectTier};
 use qvl_cache::cold::{Cold, Kept, Refusal};
-use qvl_cache::{Error, KeyId};
+use qvl_cache::health::HealthSettings;
+use qvl_cache::{Error, KeyId, PolicyName};
 
 /// Longer than any test runs.
 const NEVER: Duration = Duration::from_secs(100_000);
@@ -231,7 +231,10 @@ fn a_budget_that_was_asked_for_holds() {
         (0..1000).map(|_| next()).collect()
     };
     let open = |budget| {
-        ObjectTier::open(url.as_str(), settings()).unwrap().with_budget(budget, Lru::boxed()).unwrap()
+        ObjectTier::open(url.as_str(), settings())
+            .unwrap()
+            .with_budget(budget, PolicyName::Lru.build())
+            .unwrap()
     };
     let tier = open(2 * 1064);
     for i in 0..4u64 {
@@ -248,10 +251,8 @@ fn a_budget_that_was_asked_for_holds() {
     tier.resize(1064).unwrap();
     assert_eq!(there(&tier).len(), 1);
     drop(tier);
-    let first = ObjectTier::open(url.as_str(), settings())
-        .unwrap()
-        .with_budget(1064, Box::new(FirstStays::default()))
-        .unwrap();
+    let first =
+        ObjectTier::open(url.as_str(), settings()).unwrap().with_budget(1064, FirstStays::boxed()).unwrap();
     assert_eq!(first.put(b"new", &random(9), 0.0).unwrap(), Kept::Refused(Refusal::NotWorthIt));
 }
 

@@ -22,12 +22,12 @@ use url::Url;
 
 use super::folder::id_of;
 use super::format::{self, Compression, Header};
-use super::health::{Gate, Health, HealthSettings};
 use super::ledger::{Ledger, Room};
 use super::tally::Tally;
 use super::{Cold, ColdStats, Kept, Refusal};
 use crate::buffers::Buffers;
 use crate::error::{Cause, Error, Result};
+use crate::health::{Gate, Health, HealthSettings};
 use crate::key::KeyId;
 use crate::policy::Policy;
 

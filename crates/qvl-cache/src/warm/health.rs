@@ -1,31 +1,24 @@
-//! Whether the drive can be written: a state machine, pure. Time is passed in.
+//! Whether the drive can be written, and what is said of it: pure. Time is passed in.
 
 use std::time::Duration;
 
-/// Wait after the first failure; doubled with each that follows, up to [`BACK_OFF_MAX`].
-const BACK_OFF: Duration = Duration::from_secs(1);
-/// The longest wait between two tries.
-const BACK_OFF_MAX: Duration = Duration::from_secs(64);
+use crate::health::{self, HealthSettings};
 
 /// Working until a write fails, then degraded until one succeeds again. While it is degraded writes are refused, except
 /// one try after each wait.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Health {
+    waits: health::Health,
     degraded: Option<Degraded>,
     /// Times it went from working to degraded.
     pub(crate) degraded_count: u64,
-    /// Times it came back.
-    pub(crate) recovered_count: u64,
 }
 
-/// Since when, why, and when it is tried again.
+/// Since when, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Degraded {
     pub(crate) since: Duration,
     pub(crate) reason: String,
-    pub(crate) retry_at: Duration,
-    back_off: Duration,
-    probing: bool,
 }
 
 /// What to do with a write.
@@ -39,46 +32,40 @@ pub(crate) enum Gate {
     Shut(String),
 }
 
+impl Default for Health {
+    /// One failure is enough: a drive that is full is full for the next write too.
+    fn default() -> Self {
+        let settings = HealthSettings { failures_max: 1, ..HealthSettings::default() };
+        Self { waits: health::Health::new(settings), degraded: None, degraded_count: 0 }
+    }
+}
+
 impl Health {
     /// Whether a write may be tried now.
     pub(crate) fn gate(&mut self, now: Duration) -> Gate {
-        match &mut self.degraded {
-            None => Gate::Open,
-            Some(degraded) if now >= degraded.retry_at => {
-                // Others are refused until this try reports, or until another wait has passed.
-                degraded.retry_at = now.saturating_add(degraded.back_off);
-                degraded.probing = true;
-                Gate::Probe
-            }
-            Some(degraded) => Gate::Shut(degraded.reason.clone()),
+        match self.waits.ask(now) {
+            health::Gate::Go => Gate::Open,
+            health::Gate::Probe => Gate::Probe,
+            health::Gate::Skip { .. } => Gate::Shut(
+                self.degraded.as_ref().map_or_else(String::new, |degraded| degraded.reason.clone()),
+            ),
         }
     }
 
     /// A write failed.
     pub(crate) fn failed(&mut self, now: Duration, reason: String) {
-        match &mut self.degraded {
-            None => {
-                self.degraded_count += 1;
-                let retry_at = now.saturating_add(BACK_OFF);
-                self.degraded =
-                    Some(Degraded { since: now, reason, retry_at, back_off: BACK_OFF, probing: false });
-            }
-            // Writes that were under way when the first one failed say nothing new.
-            Some(degraded) if !degraded.probing => {}
-            Some(degraded) => {
-                degraded.probing = false;
-                degraded.back_off = (degraded.back_off * 2).min(BACK_OFF_MAX);
-                degraded.retry_at = now.saturating_add(degraded.back_off);
-                degraded.reason = reason;
-            }
+        if self.waits.failed(now) {
+            self.degraded_count += 1;
+            self.degraded = Some(Degraded { since: now, reason });
+        } else if let Some(degraded) = &mut self.degraded {
+            degraded.reason = reason;
         }
     }
 
     /// A write succeeded.
     pub(crate) fn succeeded(&mut self) {
-        if self.degraded.take().is_some() {
-            self.recovered_count += 1;
-        }
+        self.waits.succeeded();
+        self.degraded = None;
     }
 
     /// `None` while it works.
@@ -96,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_tried_again_after_waits_that_double_and_comes_back() {
+    fn it_says_why_until_it_works_again() {
         let mut health = Health::default();
         assert_eq!(health.gate(at(0)), Gate::Open);
         health.failed(at(10), "full".into());
@@ -108,28 +95,7 @@ mod tests {
         assert_eq!(health.gate(at(13)), Gate::Probe);
         assert_eq!(health.degraded().unwrap().since, at(10));
         health.succeeded();
-        assert_eq!(health.gate(at(13)), Gate::Open);
-        assert_eq!((health.degraded_count, health.recovered_count), (1, 1));
-    }
-
-    #[test]
-    fn a_try_that_never_reports_does_not_shut_it_for_ever() {
-        let mut health = Health::default();
-        health.failed(at(0), "gone".into());
-        assert_eq!(health.gate(at(1)), Gate::Probe);
-        assert_eq!(health.gate(at(2)), Gate::Probe);
-    }
-
-    #[test]
-    fn waits_are_bounded() {
-        let mut health = Health::default();
-        health.failed(at(0), "gone".into());
-        let mut now = at(0);
-        for _ in 0..20 {
-            now = health.degraded().unwrap().retry_at;
-            assert_eq!(health.gate(now), Gate::Probe);
-            health.failed(now, "gone".into());
-        }
-        assert_eq!(health.degraded().unwrap().retry_at - now, BACK_OFF_MAX);
+        assert_eq!((health.gate(at(13)), health.degraded()), (Gate::Open, None));
+        assert_eq!(health.degraded_count, 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a tier that failed is worth asking: a state machine without clocks.
 //!
-//! A store that does not answer costs its time-out on every call. After some failures in a row calls are therefore
-//! not tried until a back-off has passed; then one is, as a probe, and what becomes of it decides.
+//! A store that does not answer costs its time-out on every call, and a drive that is full fails every write. After
+//! some failures in a row calls are therefore not tried until a back-off has passed; then one is, as a probe, and what becomes of it decides.
 //!
 //! ```text
 //! Well ──failures_max failures in a row──► Down(until) ──until has passed, one call goes──► Probing
@@ -37,6 +37,8 @@ impl Default for HealthSettings {
 pub enum Gate {
     /// Try it, and say what became of it with [`Health::succeeded`] or [`Health::failed`].
     Go,
+    /// The same: it is the one try after a back-off, so repair first what can be repaired.
+    Probe,
     /// Do not: the next call is tried in this time.
     Skip {
         /// From now.
@@ -68,10 +70,11 @@ impl Health {
     pub fn ask(&mut self, now: Duration) -> Gate {
         match self.down_until {
             None => Gate::Go,
-            Some(until) if now >= until => {
+            // Further away than a back-off: the clock went backwards.
+            Some(until) if now >= until || until - now > self.backoff => {
                 self.probing = true;
                 self.down_until = Some(now.saturating_add(self.backoff));
-                Gate::Go
+                Gate::Probe
             }
             Some(until) => Gate::Skip { retry_in: until - now },
         }
@@ -147,7 +150,7 @@ mod tests {
     fn one_probe_goes_and_its_success_lets_all_go() {
         let mut health = health();
         (0..3).for_each(|_| _ = health.failed(s(10)));
-        assert_eq!(health.ask(s(11)), Gate::Go);
+        assert_eq!(health.ask(s(11)), Gate::Probe);
         assert_eq!(health.ask(s(11)), skip(1), "the probe is under way");
         health.succeeded();
         assert_eq!(health.ask(s(11)), Gate::Go);
@@ -163,7 +166,7 @@ mod tests {
         for backoff in [1, 2, 4, 5, 5] {
             assert_eq!(health.ask(now), skip(backoff));
             now += s(backoff);
-            assert_eq!(health.ask(now), Gate::Go);
+            assert_eq!(health.ask(now), Gate::Probe);
             assert!(!health.failed(now), "it was down before");
         }
     }
@@ -173,7 +176,7 @@ mod tests {
         let mut health = health();
         (0..20).for_each(|_| _ = health.failed(s(0)));
         assert_eq!(health.ask(s(0)), skip(1));
-        assert_eq!(health.ask(s(1)), Gate::Go);
+        assert_eq!(health.ask(s(1)), Gate::Probe);
         health.failed(s(1));
         assert_eq!(health.ask(s(1)), skip(2));
     }
@@ -182,7 +185,15 @@ mod tests {
     fn a_probe_that_never_reports_does_not_block_for_good() {
         let mut health = health();
         (0..3).for_each(|_| _ = health.failed(s(0)));
-        assert_eq!(health.ask(s(1)), Gate::Go);
-        assert_eq!(health.ask(s(2)), Gate::Go);
+        assert_eq!(health.ask(s(1)), Gate::Probe);
+        assert_eq!(health.ask(s(2)), Gate::Probe);
+    }
+
+    #[test]
+    fn a_clock_that_went_back_does_not_make_a_backoff_longer() {
+        let mut health = health();
+        (0..3).for_each(|_| _ = health.failed(s(10_000)));
+        assert_eq!(health.ask(s(5)), Gate::Probe);
+        assert_eq!(health.ask(s(5)), skip(1));
     }
 }
