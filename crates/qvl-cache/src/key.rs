@@ -39,16 +39,24 @@ impl<const N: usize> Key for [u8; N] {
 }
 
 impl Key for u64 {
-    /// Little-endian.
+    /// Little-endian: where the machine is, nothing is allocated.
     fn bytes(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.to_le_bytes().to_vec())
+        if cfg!(target_endian = "little") {
+            Cow::Borrowed(bytemuck::bytes_of(self))
+        } else {
+            Cow::Owned(self.to_le_bytes().to_vec())
+        }
     }
 }
 
 impl Key for u128 {
-    /// Little-endian.
+    /// Little-endian: where the machine is, nothing is allocated.
     fn bytes(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.to_le_bytes().to_vec())
+        if cfg!(target_endian = "little") {
+            Cow::Borrowed(bytemuck::bytes_of(self))
+        } else {
+            Cow::Owned(self.to_le_bytes().to_vec())
+        }
     }
 }
 

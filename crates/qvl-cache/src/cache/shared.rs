@@ -139,7 +139,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     }
 
     /// Whether a tier below takes values.
-    fn stores(&self) -> bool {
+    pub(super) fn stores(&self) -> bool {
         self.warm.is_some() || self.cold.iter().any(|tier| tier.writable())
     }
 

@@ -162,7 +162,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
     }
 
     fn write_behind_since(&self, since: Duration, paced: bool) -> Option<Behind> {
-        if !self.has_writable_tier() {
+        if !self.stores() {
             return None;
         }
         let (key, pending) = self.hot.next_unstored(since)?;
@@ -190,10 +190,6 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Shared<K, V> {
             Stored::Yes | Stored::Refused => Behind::Done,
             Stored::Failed(error) => Behind::Failed(error),
         })
-    }
-
-    fn has_writable_tier(&self) -> bool {
-        self.warm.is_some() || self.cold.iter().any(|tier| tier.writable())
     }
 
     fn store_and_note(&self, key: &K, pending: Pending<V>) {
