@@ -45,7 +45,7 @@ fn insertions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cache/insert_and_evict");
     for policy in PolicyName::ALL {
         // A tenth of the keys fit.
-        let bytes = ENTRIES / 10 * (VALUE_BYTES as u64 + 8 + 192);
+        let bytes = ENTRIES / 10 * (VALUE_BYTES as u64 + 8 + 400);
         let cache: Cache =
             TieredCache::builder().hot_bytes(bytes).policy(policy).build().expect("memory alone cannot fail");
         let (keys, made) = (keys(200_000), value(7));

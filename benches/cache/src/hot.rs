@@ -15,7 +15,7 @@ use crate::requests::{SplitMix, Zipf, make};
 /// Of an entry's value.
 const ENTRY_BYTES: usize = 4 << 10;
 /// What ours counts beside it.
-const ENTRY_EXTRA_BYTES: u64 = 200;
+const ENTRY_EXTRA_BYTES: u64 = 408;
 /// Keys each thread draws before the clock runs; asked for again and again.
 const DRAWN: usize = 1 << 20;
 

@@ -28,8 +28,9 @@ const RING_USES: usize = 4096;
 /// Uses told to the policy before one insertion, so that no insertion is long.
 const USES_PER_INSERT: usize = 512;
 
-/// What an entry takes beside its key's and its value's bytes: places in the map, the policy and the table of slots.
-pub(crate) const ENTRY_BYTES: u64 = 192;
+/// What an entry takes beside its key's and its value's bytes: places in the map, the policy and the table of slots. Up to
+/// 260 bytes were measured with the default policy, 280 with the others, 400 with the cyclic one.
+pub(crate) const ENTRY_BYTES: u64 = 400;
 
 /// A value that comes in.
 pub(crate) struct Incoming<K, V> {
