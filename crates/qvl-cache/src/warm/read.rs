@@ -2,6 +2,7 @@
 //! before.
 
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -37,12 +38,13 @@ pub(crate) struct Reader {
     /// Threads that read one large value together, the caller's included; of all values at once, one fewer are helpers.
     pub(crate) threads: usize,
     helpers: AtomicUsize,
+    pool: OnceLock<Option<rayon::ThreadPool>>,
 }
 
 impl Reader {
     pub(crate) fn new(buffers: Buffers, direct: bool, threads: usize) -> Self {
         let threads = threads.max(if direct { 2 } else { 1 });
-        Self { buffers, direct, threads, helpers: AtomicUsize::new(0) }
+        Self { buffers, direct, threads, helpers: AtomicUsize::new(0), pool: OnceLock::new() }
     }
 
     /// The value of a file, checked.
@@ -113,27 +115,37 @@ impl Reader {
     /// Reads and hashes with as many threads as are free and worth it.
     fn read_parts(&self, mut work: Work<'_>, whole: Part<'_>) -> io::Result<()> {
         let parts_max = (work.value_bytes / self.part_bytes_min()).clamp(1, self.threads);
-        let helpers = Helpers::take(&self.helpers, parts_max - 1, self.threads - 1);
+        let pool = if parts_max > 1 { self.pool() } else { None };
+        let wanted = if pool.is_some() { parts_max - 1 } else { 0 };
+        let helpers = Helpers::take(&self.helpers, wanted, self.threads - 1);
         let parts = helpers.count + 1;
         work.piece_bytes = self.piece_bytes(parts);
+        let Some(pool) = pool.filter(|_| parts > 1) else { return work.read(whole) };
         let work = &work;
         let part_bytes = whole.into.len().div_ceil(parts).next_multiple_of(CHUNK_BYTES);
-        let mut rest = Some(whole);
-        std::thread::scope(|scope| {
-            let mut running = Vec::with_capacity(helpers.count);
-            for _ in 0..helpers.count {
+        let mut others: Vec<io::Result<()>> = (0..helpers.count).map(|_| Ok(())).collect();
+        let mut mine = Ok(());
+        pool.in_place_scope(|scope| {
+            let mut rest = Some(whole);
+            for other in &mut others {
                 let Some(whole) = rest.take() else { break };
                 let (part, later) = whole.split_at(part_bytes);
                 rest = later;
-                let spawned = std::thread::Builder::new().name("qvl-cache-read".into());
-                running.push(spawned.spawn_scoped(scope, move || work.read(part))?);
+                scope.spawn(move |_| *other = work.read(part));
             }
-            let mine = rest.map_or(Ok(()), |part| work.read(part));
-            for thread in running {
-                thread.join().unwrap_or_else(|_| Err(io::Error::other("a reading thread panicked")))?;
-            }
-            mine
-        })
+            mine = rest.map_or(Ok(()), |part| work.read(part));
+        });
+        others.into_iter().collect::<io::Result<()>>().and(mine)
+    }
+
+    /// Threads that wait for parts to read: starting one for each value cost more than hashing it. Without them, where
+    /// none can be started, the caller reads alone.
+    fn pool(&self) -> Option<&rayon::ThreadPool> {
+        let start = || {
+            let threads = rayon::ThreadPoolBuilder::new().num_threads(self.threads - 1);
+            threads.thread_name(|number| format!("qvl-cache-read-{number}")).build().ok()
+        };
+        self.pool.get_or_init(start).as_ref()
     }
 }
 
@@ -247,7 +259,7 @@ pub(crate) fn classify(error: io::Error) -> ReadError {
     }
 }
 
-/// Starting a thread costs some 30 µs: what 1 MiB from the page cache takes.
+/// Waking a thread must be worth it: 1 MiB from the page cache takes some 60 µs.
 const PART_BYTES_MIN: usize = 2 << 20;
 
 /// Past the page cache; a multiple of [`CHUNK_BYTES`].
