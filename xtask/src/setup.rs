@@ -73,14 +73,15 @@ fn has_libclang() -> bool {
     }
     folders.iter().any(|folder| {
         let Ok(entries) = std::fs::read_dir(folder) else { return false };
-        entries.flatten().any(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.starts_with("libclang.so")
-                || name.starts_with("libclang-") && name.contains(".so")
-                || name == "libclang.dylib"
-        })
+        entries.flatten().any(|entry| is_libclang(&entry.file_name().to_string_lossy()))
     })
+}
+
+/// Whether a file of this name is what bindgen loads. libclang-cpp, which comes with other tools, is another library.
+fn is_libclang(name: &str) -> bool {
+    name.starts_with("libclang.so")
+        || name.starts_with("libclang-") && !name.starts_with("libclang-cpp") && name.contains(".so")
+        || name == "libclang.dylib"
 }
 
 /// Whether the feature `libjpeg-turbo` can be built here, after what it needs was installed if that could be done.
@@ -139,4 +140,19 @@ fn works(mut command: Command) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|s| s.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libclang_is_told_from_its_neighbours() {
+        for name in ["libclang.so", "libclang.so.1", "libclang-14.so", "libclang-14.so.1", "libclang.dylib"] {
+            assert!(is_libclang(name), "{name}");
+        }
+        for name in ["libclang-cpp.so.14", "libclang-cpp.so", "libclang-14.a", "libclangAST.so"] {
+            assert!(!is_libclang(name), "{name}");
+        }
+    }
 }
