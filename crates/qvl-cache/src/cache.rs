@@ -226,7 +226,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> TieredCache<K, V> {
         self.shared.flush()
     }
 
-    /// Changes budgets while the cache runs. What is over a smaller one moves down, or out.
+    /// Changes budgets while the cache runs. What is over a smaller one moves down, or out. The budgets of the hot and the
+    /// warm tier hold when this returns; a cold one when the writes that were under way have ended.
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashSet;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::buffers::Buffers;
 use crate::key::{self, KeyId};
@@ -65,6 +65,8 @@ struct Shared {
     flushing: Mutex<()>,
     writer: Mutex<()>,
     table: Mutex<Table>,
+    /// Told when a write ended or a file is gone.
+    settled: Condvar,
     health: Mutex<Health>,
     /// Deletions that the index refused, for the next change.
     owed: Mutex<HashSet<KeyId>>,
@@ -125,6 +127,7 @@ impl Warm {
             flushing: Mutex::new(()),
             writer: Mutex::new(()),
             table: Mutex::new(table),
+            settled: Condvar::new(),
             health: Mutex::default(),
             owed: Mutex::default(),
             generation: AtomicU64::new(recovered.next_generation),
@@ -239,10 +242,11 @@ impl Warm {
         self.shared.forget(id, None)
     }
 
-    /// Changes the budget, and evicts until it holds before this returns.
+    /// Changes the budget, and evicts until it holds before this returns. Waits for values that are being written and
+    /// would be too much.
     pub(crate) fn resize(&self, budget_bytes: u64) -> Result<()> {
         self.shared.table.lock().set_budget(budget_bytes);
-        self.shared.make_room(None).map(|_| ())
+        self.shared.shrink()
     }
 
     /// Puts everything that was stored before on the drive, with one synchronisation for all of it.

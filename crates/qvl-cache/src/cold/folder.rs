@@ -370,12 +370,13 @@ impl Cold for FolderTier {
             self.ledger.lock().forget(id, Some(generation));
             return Err(error);
         }
-        if !self.ledger.lock().commit(id, generation) {
+        let Some(leaving) = self.ledger.lock().commit(id, generation) else {
             // Removed while it was written: by its key, so the file goes too.
             let path = self.value_path(id);
             self.settings.storage.remove(&path).map_err(|source| self.failed(&path, "remove", source))?;
             return Ok(Kept::Stored);
-        }
+        };
+        self.remove_files(&leaving)?;
         self.tally.put(value_bytes, header.file_bytes());
         let full = {
             let mut unsynced = self.unsynced.lock();

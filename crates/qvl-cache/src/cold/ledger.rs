@@ -90,17 +90,16 @@ impl Ledger {
         Room::Taken { generation, leaving }
     }
 
-    /// The value is written and can be read. `false` if it was forgotten in the meantime: its file is nobody's.
+    /// The value is written and can be read. Returns who leaves now, where the budget became smaller meanwhile (this
+    /// value could not leave then); `None` if it was forgotten in the meantime: its file is nobody's.
     #[must_use]
-    pub(crate) fn commit(&mut self, id: KeyId, generation: u64) -> bool {
-        let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.generation == generation) else {
-            return false;
-        };
+    pub(crate) fn commit(&mut self, id: KeyId, generation: u64) -> Option<Vec<KeyId>> {
+        let entry = self.entries.get_mut(&id).filter(|entry| entry.generation == generation)?;
         entry.written = true;
         if std::mem::take(&mut entry.pinned) {
             self.policy.unpin(entry.slot);
         }
-        true
+        Some(self.shrink(None))
     }
 
     /// A value is asked for: its entry if it can be read.
@@ -199,4 +198,23 @@ impl Ledger {
 /// A cost that a policy can count with.
 fn sane(cost: f32) -> f32 {
     if cost.is_finite() { cost.max(0.0) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_being_written_when_the_budget_became_smaller_leaves_when_it_is_written() {
+        let mut ledger = Ledger::new(crate::PolicyName::Lru.build(), 1000);
+        let (other, id) = (KeyId::of(b"other"), KeyId::of(b"key"));
+        for (id, bytes) in [(other, 100), (id, 800)] {
+            assert!(matches!(ledger.make_room(id, bytes, 1.0), Room::Taken { .. }));
+        }
+        assert_eq!(ledger.commit(other, 1), Some(Vec::new()));
+        assert_eq!(ledger.shrink(Some(500)), [other]);
+        assert_eq!(ledger.bytes(), 800);
+        assert_eq!(ledger.commit(id, 2), Some(vec![id]));
+        assert_eq!((ledger.bytes(), ledger.commit(id, 2)), (0, None));
+    }
 }

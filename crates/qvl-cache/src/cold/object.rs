@@ -459,9 +459,11 @@ impl Cold for ObjectTier {
         self.absent.invalidate(&id);
         if let (Some(ledger), Some(generation)) = (&self.ledger, generation) {
             match &written {
-                // Removed while it was written: by its key, so the object goes too.
-                Ok(_) if !ledger.lock().commit(id, generation) => self.delete(id)?,
-                Ok(_) => {}
+                Ok(_) => match ledger.lock().commit(id, generation) {
+                    Some(leaving) => self.remove_objects(&leaving)?,
+                    // Removed while it was written: by its key, so the object goes too.
+                    None => self.delete(id)?,
+                },
                 Err(_) => _ = ledger.lock().forget(id, Some(generation)),
             }
         }

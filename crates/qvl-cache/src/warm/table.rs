@@ -50,6 +50,8 @@ pub(crate) struct Table {
     policy: Box<dyn Policy>,
     budget: u64,
     bytes: u64,
+    /// How often something that counts without being an entry settled: became one, or went.
+    settled: u64,
     /// Files put since the last flush.
     pub(crate) dirty: Vec<(KeyId, u64)>,
     pub(crate) superseded: Vec<Superseded>,
@@ -90,6 +92,7 @@ impl Table {
             policy,
             budget,
             bytes: 0,
+            settled: 0,
             dirty: Vec::new(),
             superseded: Vec::new(),
             unsaved_uses: 0,
@@ -182,6 +185,7 @@ impl Table {
     /// The key's older value is not worth more than this: it goes as well, and is returned to be removed.
     pub(crate) fn abort(&mut self, id: KeyId, reserved: bool, why: Leave) -> Option<Entry> {
         let writing = self.writing.remove(&id)?;
+        self.settle();
         if reserved {
             self.bytes -= writing.charge;
         }
@@ -212,6 +216,7 @@ impl Table {
     /// Ends a write that succeeded. Returns what can be removed now.
     pub(crate) fn publish(&mut self, id: KeyId, record: Record) -> Option<Superseded> {
         let writing = self.writing.remove(&id)?;
+        self.settle();
         self.unpin_slot(writing.slot);
         let synced = record.place == Place::Inline;
         if !synced {
@@ -255,6 +260,17 @@ impl Table {
     /// Bytes that are no longer on the drive.
     pub(crate) fn release(&mut self, charge: u64) {
         self.bytes = self.bytes.saturating_sub(charge);
+        self.settle();
+    }
+
+    /// What was being written or removed is so no longer.
+    pub(crate) fn settle(&mut self) {
+        self.settled += 1;
+    }
+
+    /// A number that changes with every write that ends and every file that is gone.
+    pub(crate) fn settled(&self) -> u64 {
+        self.settled
     }
 
     /// A file was synchronised: its record without what it replaced, to be written, if it had something.

@@ -100,6 +100,7 @@ impl Shared {
             self.index.write(changes).map_err(|what| self.index_error("writing the index", what))?;
             self.table.lock().publish(id, record)
         };
+        self.settled.notify_all();
         if let Some(old) = removable {
             self.discard(old.place, old.generation, old.charge);
         }
@@ -122,6 +123,7 @@ impl Shared {
             self.forget_in_index(id);
             older
         };
+        self.settled.notify_all();
         self.discard_entry(older);
     }
 
@@ -168,6 +170,22 @@ impl Shared {
                     give_up(Leave::Evicted);
                     return Ok(Some(no));
                 }
+            }
+        }
+    }
+
+    /// Evicts until the budget holds. What others are writing cannot be evicted, and what they are removing counts until
+    /// it is gone: this waits for both.
+    pub(super) fn shrink(&self) -> Result<()> {
+        loop {
+            let seen = self.table.lock().settled();
+            self.make_room(None)?;
+            let mut table = self.table.lock();
+            while table.bytes() > table.budget() && table.settled() == seen {
+                self.settled.wait(&mut table);
+            }
+            if table.bytes() <= table.budget() {
+                return Ok(());
             }
         }
     }
@@ -240,6 +258,7 @@ impl Shared {
     fn discard(&self, place: Place, generation: u64, charge: u64) {
         self.remove_files(place, generation);
         self.table.lock().release(charge);
+        self.settled.notify_all();
     }
 
     /// One that cannot be removed is an orphan, and tried again at the next opening.
@@ -277,6 +296,14 @@ impl Shared {
 
     fn flush_all(&self) -> Result<()> {
         let _flushing = self.flushing.lock();
+        let flushed = self.flush_what_is_dirty();
+        // What it took away from the table, to remove it, is back there or gone.
+        self.table.lock().settle();
+        self.settled.notify_all();
+        flushed
+    }
+
+    fn flush_what_is_dirty(&self) -> Result<()> {
         let (dirty, superseded) = {
             let mut table = self.table.lock();
             (std::mem::take(&mut table.dirty), std::mem::take(&mut table.superseded))

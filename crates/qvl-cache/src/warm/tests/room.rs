@@ -154,6 +154,59 @@ fn two_keys_with_one_id_never_give_each_others_value() {
 }
 
 #[test]
+fn a_smaller_budget_holds_when_it_was_set_though_a_larger_value_is_being_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let warm = open(&folder);
+    std::thread::scope(|scope| {
+        let not_yet = warm.shared.writer.lock();
+        let putting = scope.spawn(|| put(&warm, "a", &value(1, 9000)));
+        while warm.stats().bytes == 0 {
+            std::thread::yield_now();
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let warm = &warm;
+        scope.spawn(move || {
+            warm.resize(8000).unwrap();
+            tell.send(warm.stats().bytes).unwrap();
+        });
+        let early = told.recv_timeout(Duration::from_millis(50));
+        assert!(early.is_err(), "{early:?} bytes were left while the value was being written");
+        drop(not_yet);
+        assert_eq!(putting.join().unwrap(), Put::Stored);
+        assert_eq!(told.recv().unwrap(), 0);
+    });
+    assert!(files(folder.path()).is_empty());
+}
+
+#[test]
+fn a_budget_that_changes_under_writes_holds_whenever_it_was_set() {
+    let folder = memory_folder();
+    let warm = open(&folder);
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2_u64 {
+            let (warm, ended) = (&warm, &ended);
+            scope.spawn(move || {
+                let mut step = thread;
+                while !ended.load(Ordering::Relaxed) {
+                    step += 2;
+                    put(warm, &format!("key {}", step % 9), &value(step, 500 + 1000 * (step % 30) as usize));
+                    if step % 13 == 0 {
+                        warm.flush().unwrap();
+                    }
+                }
+            });
+        }
+        for step in 0..300_u64 {
+            warm.resize(if step % 2 == 0 { 5000 + 100 * step } else { 300_000 }).unwrap();
+            let stats = warm.stats();
+            assert!(stats.bytes <= stats.budget_bytes, "{} of {}", stats.bytes, stats.budget_bytes);
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn threads_that_put_get_and_remove_at_once_see_whole_values_of_their_key() {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings(folder.path());
