@@ -1,0 +1,31 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+mod copy;
+pub mod device;
+pub mod drive;
+mod engine;
+mod error;
+pub mod layer_stream;
+mod memory;
+mod plan;
+mod queue;
+pub mod source;
+mod stats;
+mod sync;
+mod ticket;
+pub mod trace;
+mod worker;
+
+pub use device::host::HostDevice;
+pub use device::link::LinkDevice;
+pub use device::{Device, Fence};
+pub use drive::DriveFile;
+pub use engine::{Io, Settings, Transfer, TransferEngine};
+pub use error::{Error, Failed, Result};
+pub use layer_stream::LayerStream;
+pub use memory::HostMemory;
+pub use source::Source;
+pub use stats::{Report, Stats};
+pub use ticket::{Done, Outcome, Priority, Submitted, Ticket};
+pub use trace::Trace;
