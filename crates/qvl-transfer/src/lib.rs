@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+pub mod calibrate;
 mod copy;
 pub mod device;
 pub mod drive;
