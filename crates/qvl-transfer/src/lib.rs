@@ -7,8 +7,11 @@ pub mod device;
 pub mod drive;
 mod engine;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layer_stream;
 mod memory;
+pub mod packed;
 mod plan;
 mod queue;
 pub mod source;
