@@ -3,6 +3,7 @@
 mod bench;
 mod certificate;
 mod counts;
+mod cuda;
 mod demo;
 mod pictures;
 mod run;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::run::{Steps, cargo, root, say, succeed};
-use crate::setup;
+use crate::{cuda, setup};
 
 const CACHE_FEATURES: &str = "async,object-store,postcard,rkyv,safetensors";
 
@@ -29,15 +29,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     steps.step("docs", || {
         succeed(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
-    steps.step("models of the prefetch queue and of moving values (loom)", || {
+    steps.step("models of queues, of moving values and of chunks (loom)", || {
         // A folder of its own: the models are no members of the workspace, and of use only when optimised.
         let target = root().join("target/loom");
-        ["crates/qvl-dataload/loom/Cargo.toml", "crates/qvl-cache/loom/Cargo.toml"].iter().try_for_each(
-            |manifest| {
-                let test = ["test", "--release", "--manifest-path", manifest];
-                succeed(cargo(&test).env("CARGO_TARGET_DIR", &target))
-            },
-        )
+        ["qvl-dataload", "qvl-cache", "qvl-transfer"].iter().try_for_each(|name| {
+            let manifest = format!("crates/{name}/loom/Cargo.toml");
+            let test = ["test", "--release", "--manifest-path", &manifest];
+            succeed(cargo(&test).env("CARGO_TARGET_DIR", &target))
+        })
     })?;
     steps.step("qvl-cache with its features", || {
         let all = ["--package", "qvl-cache", "--features", CACHE_FEATURES];
@@ -47,6 +46,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let none = ["--package", "qvl-cache", "--no-default-features"];
         succeed(cargo(&["clippy", "--all-targets"]).args(none).args(["--", "--deny", "warnings"]))
     })?;
+    if cfg!(target_os = "linux") {
+        steps.step("qvl-transfer with a card's driver (a stand-in)", cuda::tests)?;
+    }
     let mut features = vec!["io-uring", "parquet"];
     if args.no_c {
         say("\nnot run: the feature libjpeg-turbo (--no-c)");

@@ -5,6 +5,8 @@
 //! That is why the functions that begin a copy are unsafe, and nothing else of this crate's interface is: they are
 //! called by the engine, not by its users.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
 pub mod link;
 

@@ -21,6 +21,8 @@ mod ticket;
 pub mod trace;
 mod worker;
 
+#[cfg(feature = "cuda")]
+pub use device::cuda::CudaDevice;
 pub use device::host::HostDevice;
 pub use device::link::LinkDevice;
 pub use device::{Device, Fence};
