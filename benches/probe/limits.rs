@@ -108,7 +108,7 @@ fn memcpy(args: &Args, counts: &[usize]) -> Result<()> {
 const ARITHMETIC_ROUNDS: u64 = 20_000_000;
 
 /// Zeroed memory in huge pages where the system gives them: with small ones the page walks are measured too.
-fn buffer(bytes: usize) -> Result<MmapMut> {
+pub(crate) fn buffer(bytes: usize) -> Result<MmapMut> {
     let map = MmapMut::map_anon(bytes).with_context(|| format!("{bytes} bytes of memory"))?;
     #[cfg(target_os = "linux")]
     // A system without them refuses; then it is measured as it is.

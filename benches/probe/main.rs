@@ -15,6 +15,7 @@ mod picture;
 mod pictures;
 mod preprocess;
 mod text;
+mod transfer;
 mod vision;
 
 use std::io::Write;
@@ -62,6 +63,20 @@ enum Command {
     PlainLoop(loader::FileArgs),
     /// Microseconds an item that needs no work.
     LoaderOverhead(loader::OverheadArgs),
+    /// Writes the file that the commands below read, once.
+    TransferFile(transfer::WriteArgs),
+    /// Bytes a second of a plain loop of direct reads.
+    DriveRead(transfer::ReadArgs),
+    /// Bytes a second of the same file through a stream of segments.
+    DriveStream(transfer::StreamArgs),
+    /// Reading and as much computing, one after the other or at once.
+    DriveOverlap(transfer::OverlapArgs),
+    /// A file summed up in a circle under a limit of memory, mapped or streamed.
+    DriveWalk(transfer::WalkArgs),
+    /// Bytes a second over a link of a set speed.
+    LinkRate(transfer::LinkArgs),
+    /// Microseconds a chunk that needs no work.
+    ChunkOverhead(transfer::OverheadArgs),
     /// SHA-256 of what each stage of image processing makes of pictures.
     Certificate(certificate::Args),
 }
@@ -98,6 +113,13 @@ fn main() -> ExitCode {
         Command::Loader(args) => loader::run(&args),
         Command::PlainLoop(args) => loader::plain(&args),
         Command::LoaderOverhead(args) => loader::overhead(&args),
+        Command::TransferFile(args) => transfer::write(&args),
+        Command::DriveRead(args) => transfer::read(&args),
+        Command::DriveStream(args) => transfer::stream(&args),
+        Command::DriveOverlap(args) => transfer::overlap(&args),
+        Command::DriveWalk(args) => transfer::walk(&args),
+        Command::LinkRate(args) => transfer::link(&args),
+        Command::ChunkOverhead(args) => transfer::overhead(&args),
         Command::Certificate(args) => certificate::run(&args),
     };
     match result {

@@ -16,6 +16,7 @@ pub(crate) mod probe;
 pub(crate) mod process;
 mod report;
 mod stats;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -127,9 +128,10 @@ Examples:
   cargo xtask bench dataload --transformers-python venv/bin/python \\
       --pillow-simd-python venv-simd/bin/python --llama-resize llama-resize
   cargo xtask bench cache --quick
+  cargo xtask bench transfer --json result.json
 
 What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
-the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, with --quick 5, 3 and 5.
+the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, transfer 10, with --quick 5, 3, 5 and 2.
 Exit code 0 also when a target is missed: figures are a result, not a failure.";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,6 +144,8 @@ enum Suite {
     Dataload,
     /// The tiered cache against moka, foyer and plain reads; builds RocksDB and foyer once.
     Cache,
+    /// Streaming from a drive against plain reads and a mapped file; overlap, links, overhead.
+    Transfer,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -150,6 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Model => model::metrics(),
         Suite::Dataload => dataload::metrics(),
         Suite::Cache => cache::metrics(),
+        Suite::Transfer => transfer::metrics(),
     };
     let wanted = |metric: &Metric| {
         args.only.is_empty() || args.only.iter().any(|start| metric.name.starts_with(start.as_str()))
@@ -175,6 +180,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Model => model::plan(args, &setup),
         Suite::Dataload => dataload::plan(args, &setup, &evidence),
         Suite::Cache => cache::plan(&setup, &evidence),
+        Suite::Transfer => {
+            transfer::prepare(&setup)?;
+            transfer::plan(&setup, &evidence)
+        }
     };
     let samples = plan.run(&metrics, args.rounds)?;
     let versions = Versions::read(args);
