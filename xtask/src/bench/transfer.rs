@@ -102,7 +102,7 @@ pub(crate) fn metrics() -> Vec<Metric> {
         alone(
             "constrained_peak_over_budget_mib",
             "MiB",
-            "the same: resident memory at its peak, over the budget of the segments;{walk streamed}",
+            "the same: resident memory at its peak, over the budget of the segments",
             "walk streamed peak",
             Some(64.0),
             Better::Lower,
