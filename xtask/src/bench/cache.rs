@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::evidence::Evidence;
-use super::plan::{Group, Job, Metric, Plan, Reference, Sides};
+use super::plan::{Group, Job, Metric, Plan, Reference};
 use super::probe::{Call, Setup, figure};
 use super::stats::Better;
 
@@ -329,8 +329,7 @@ fn alone(
     target: Option<f64>,
     better: Better,
 ) -> Metric {
-    let rates = rates(name, what, ours, "", "none", target);
-    Metric { unit, reference: Vec::new(), sides: Sides::Alone, better, ..rates }
+    Metric::alone("cache", name, unit, what, ours, target, better)
 }
 
 /// The version of a dependency that the probe is built with, or nothing where its lock file does not say.

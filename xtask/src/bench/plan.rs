@@ -191,6 +191,20 @@ impl Metric {
         Self { sides: Sides::Costs, better: Better::Lower, ..self }
     }
 
+    /// Of an amount that is compared with nothing.
+    pub(crate) fn alone(
+        suite: &'static str,
+        name: &'static str,
+        unit: &'static str,
+        what: &str,
+        ours: &str,
+        target: Option<f64>,
+        better: Better,
+    ) -> Self {
+        let rates = Self::rates(suite, name, what, ours, "", "none", target);
+        Self { unit, reference: Vec::new(), sides: Sides::Alone, better, ..rates }
+    }
+
     /// All series it looks at.
     pub(crate) fn series(&self) -> impl Iterator<Item = &str> {
         let of_reference = self.reference.iter().flat_map(|reference| match reference {

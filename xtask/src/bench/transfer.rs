@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::evidence::Evidence;
-use super::plan::{Group, Job, Metric, Plan, Reference, Sides};
+use super::plan::{Group, Job, Metric, Plan, Reference};
 use super::probe::{Call, Setup, figure};
 use super::process;
 use super::stats::Better;
@@ -154,8 +154,7 @@ fn alone(
     target: Option<f64>,
     better: Better,
 ) -> Metric {
-    let rates = rates(name, what, ours, "", "none", target);
-    Metric { unit, reference: Vec::new(), sides: Sides::Alone, better, ..rates }
+    Metric::alone("transfer", name, unit, what, ours, target, better)
 }
 
 pub(crate) fn plan<'a>(setup: &'a Setup, evidence: &'a Evidence) -> Plan<'a> {
