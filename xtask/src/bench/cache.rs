@@ -375,7 +375,7 @@ impl<'a> Runs<'a> {
             let series = name.clone();
             let work = move || {
                 let call = setup.probe("hot-hit", threads).with("--side", side).with("--inserts", inserts);
-                let line = one(call)?;
+                let line = call.one()?;
                 if let Some(told) = line["told_share"].as_f64() {
                     let told = format!("our policy was told of {:.1} % of the hits", 100.0 * told);
                     evidence.remark(&name, &told);
@@ -397,7 +397,7 @@ impl<'a> Runs<'a> {
         let setup = self.setup;
         let job = |side: &'static str| {
             let work = move || {
-                let line = one(setup.plain_probe("overshoot").with("--side", side))?;
+                let line = setup.plain_probe("overshoot").with("--side", side).one()?;
                 Ok(vec![figure(&line, "share")?])
             };
             Job::new(&[format!("{side} overshoot")], Ok(work))
@@ -409,7 +409,7 @@ impl<'a> Runs<'a> {
         let setup = self.setup;
         let job = |policy: &'static str| {
             let work = move || {
-                let line = one(setup.plain_probe("scan").with("--policy", policy))?;
+                let line = setup.plain_probe("scan").with("--policy", policy).one()?;
                 Ok(vec![figure(&line, "share_of_possible")?])
             };
             Job::new(&[format!("qvl scan {policy}")], Ok(work))
@@ -422,7 +422,7 @@ impl<'a> Runs<'a> {
         let job = |(name, path): (String, PathBuf)| {
             let series = ["share of belady", "hits", "saved"].map(|what| format!("qvl replay {name} {what}"));
             let work = move || {
-                let line = one(setup.plain_probe("replay").with("--trace", path.display()))?;
+                let line = setup.plain_probe("replay").with("--trace", path.display()).one()?;
                 ["share_of_belady", "hits_vs_lru_min", "saved_vs_lru_min"]
                     .into_iter()
                     .map(|what| figure(&line, what))
@@ -436,8 +436,8 @@ impl<'a> Runs<'a> {
     fn restart(&self) -> Job<'a> {
         let setup = self.setup;
         let work = move || {
-            let before = one(on_drive(setup, "restart-fill"))?;
-            let after = one(on_drive(setup, "restart-open"))?;
+            let before = on_drive(setup, "restart-fill").one()?;
+            let after = on_drive(setup, "restart-open").one()?;
             Ok(vec![
                 figure(&after, "first_value_seconds")?,
                 figure(&after, "hit_share")?,
@@ -454,7 +454,7 @@ impl<'a> Runs<'a> {
             let work = move || {
                 let call = mixed(setup, 2).with("--side", "qvl").with("--requests", requests(setup));
                 let call = call.with("--data-mebibytes", data).with("--hot-mebibytes", data / share);
-                let line = one(call)?;
+                let line = call.one()?;
                 Ok(vec![figure(&line, "requests_per_second")?])
             };
             Job::new(&[format!("qvl budget 1/{share} rate")], Ok(work))
@@ -487,7 +487,7 @@ impl<'a> Runs<'a> {
                         None => call.with("--side", "qvl"),
                         Some(write) => call.with("--side", "foyer").with("--foyer-write", write),
                     };
-                    let line = one(call)?;
+                    let line = call.one()?;
                     evidence.remark(&name, &seen(&line)?);
                     // Of all values that came in ours says which it stored on the drive; foyer does not.
                     let came_in = figure(&line, "stored_bytes")?;
@@ -513,7 +513,7 @@ impl<'a> Runs<'a> {
             let work = move || {
                 let call = on_drive(setup, "read").with("--side", side).with("--mebibytes", mebibytes);
                 let call = call.with("--threads", threads);
-                let line = one(if direct { call.flag("--direct") } else { call })?;
+                let line = (if direct { call.flag("--direct") } else { call }).one()?;
                 Ok(vec![figure(&line, "bytes_per_second")?])
             };
             Job::new(&[read_series(side, mebibytes, direct, threads)], Ok(work))
@@ -568,11 +568,6 @@ fn seen(line: &Value) -> Result<String> {
         figure(line, "drain_seconds")?,
         figure(line, "peak_memory_bytes")? / 1e6,
     ))
-}
-
-/// The only measurement of a call.
-fn one(call: Call) -> Result<Value> {
-    call.run()?.0.into_iter().next().context("the probe gave no measurement")
 }
 
 #[cfg(test)]

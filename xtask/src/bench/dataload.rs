@@ -199,7 +199,7 @@ impl<'a> Runs<'a> {
             let (made, arguments) = (what.clone(), shared.clone());
             let ours = self.with_pillows_decoder().map(|()| {
                 move || {
-                    let line = one(with_all(setup.plain_probe("preprocess"), &arguments))?;
+                    let line = with_all(setup.plain_probe("preprocess"), &arguments).one()?;
                     evidence.same(&made, "qvl", text(&line, "sha256")?.as_bytes())?;
                     Ok(vec![figure(&line, "seconds")?])
                 }
@@ -239,7 +239,7 @@ impl<'a> Runs<'a> {
         });
         let (ours, out) = arguments("qvl");
         let ours = move || {
-            let line = one(with_all(setup.plain_probe("resize"), &ours))?;
+            let line = with_all(setup.plain_probe("resize"), &ours).one()?;
             evidence.same(RESIZED, "qvl", &read(&out)?)?;
             Ok(vec![figure(&line, "seconds")?])
         };
@@ -287,7 +287,7 @@ impl<'a> Runs<'a> {
         let ours = self.with_pillows_decoder().map(|()| {
             let shared = shared.clone();
             move || {
-                let line = one(with_all(setup.plain_probe("loader"), &shared))?;
+                let line = with_all(setup.plain_probe("loader"), &shared).one()?;
                 evidence.same(what, "qvl", text(&line, "sha256")?.as_bytes())?;
                 Ok(vec![figure(&line, "items_per_second")?])
             }
@@ -304,7 +304,7 @@ impl<'a> Runs<'a> {
         alone.retain(|(name, _)| !["--workers", "--batch-size"].contains(name));
         let alone = self.with_pillows_decoder().map(|()| {
             move || {
-                let line = one(with_all(setup.plain_probe("plain-loop"), &alone))?;
+                let line = with_all(setup.plain_probe("plain-loop"), &alone).one()?;
                 Ok(vec![f64::from(WORKERS) / figure(&line, "seconds_per_item")?])
             }
         });
@@ -321,7 +321,7 @@ impl<'a> Runs<'a> {
         let work = move || {
             let call = with_all(setup.plain_probe("loader"), &shared).with("--pace", COMPUTING);
             let call = call.with("--epochs", epochs);
-            let line = one(call)?;
+            let line = call.one()?;
             Ok(vec![figure(&line, "wait_seconds")?, figure(&line, "seconds")?])
         };
         Job::new(&["qvl wait", "qvl run"], Ok(work))
@@ -332,7 +332,7 @@ impl<'a> Runs<'a> {
             let (setup, shared) = (self.setup, self.loading());
             let work = move || {
                 let call = with_all(setup.plain_probe("loader"), &shared).with("--pace", pace);
-                let line = one(call.with("--prefetch-mebibytes", PEAK_MEBIBYTES))?;
+                let line = call.with("--prefetch-mebibytes", PEAK_MEBIBYTES).one()?;
                 Ok(vec![figure(&line, "peak_bytes")?, figure(&line, "bound_bytes")?])
             };
             Job::new(&[format!("qvl peak {name}"), format!("qvl bound {name}")], Ok(work))
@@ -343,7 +343,7 @@ impl<'a> Runs<'a> {
     fn overhead(&self) -> Job<'a> {
         let setup = self.setup;
         let work = move || {
-            let line = one(setup.plain_probe("loader-overhead").with("--workers", WORKERS))?;
+            let line = setup.plain_probe("loader-overhead").with("--workers", WORKERS).one()?;
             Ok(vec![figure(&line, "microseconds_per_item")?])
         };
         Job::new(&["qvl overhead"], Ok(work))
@@ -434,11 +434,6 @@ fn flat<'a>(arguments: &'a [(&'static str, String)]) -> impl Iterator<Item = &'a
 
 fn with_all(call: Call, arguments: &[(&'static str, String)]) -> Call {
     arguments.iter().fold(call, |call, (name, value)| call.with(name, value))
-}
-
-/// The only measurement of a call.
-fn one(call: Call) -> Result<Value> {
-    call.run()?.0.into_iter().next().context("the probe gave no measurement")
 }
 
 #[cfg(test)]

@@ -173,6 +173,11 @@ impl Call {
         let lines = done.stdout.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
         Ok((lines, done.first_output.unwrap_or_default()))
     }
+
+    /// Its one measurement.
+    pub(crate) fn one(self) -> Result<Value> {
+        self.run()?.0.into_iter().next().context("the probe gave no measurement")
+    }
 }
 
 /// A figure of a measurement.

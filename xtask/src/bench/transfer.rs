@@ -214,7 +214,7 @@ impl<'a> Runs<'a> {
                 let call = Runs { setup, evidence }.on_file("drive-read").with("--depth", threads);
                 let memory = if over_the_window { window_mebibytes } else { 0 };
                 let call = call.with("--kibibytes", kibibytes).with("--memory-mebibytes", memory);
-                let rate = figure(&one(call)?, "bytes_per_s")?;
+                let rate = figure(&call.one()?, "bytes_per_s")?;
                 evidence.remark(&name, &format!(" {:.2} GB/s", rate / 1e9));
                 Ok(vec![rate])
             };
@@ -234,14 +234,14 @@ impl<'a> Runs<'a> {
         }
         let work = move || {
             let call = Runs { setup, evidence }.on_file("drive-stream").with("--segments", SEGMENTS);
-            let line = one(call.with("--window", WINDOW_SEGMENTS))?;
+            let line = call.with("--window", WINDOW_SEGMENTS).one()?;
             evidence.remark("stream", &format!(" ours: {}", line["io"].as_str().unwrap_or_default()));
             Ok(vec![figure(&line, "bytes_per_s")?])
         };
         jobs.push(Job::new(&["stream"], Ok(work)));
         let work = move || {
             let call = Runs { setup, evidence }.on_file("drive-stream").with("--segments", 1024);
-            Ok(vec![figure(&one(call.with("--window", 8))?, "bytes_per_s")?])
+            Ok(vec![figure(&call.with("--window", 8).one()?, "bytes_per_s")?])
         };
         jobs.push(Job::new(&["stream small"], Ok(work)));
         jobs
@@ -252,7 +252,7 @@ impl<'a> Runs<'a> {
         let job = |side: &'static str| {
             let work = move || {
                 let call = Runs { setup, evidence }.on_file("drive-overlap");
-                let line = one(if side == "blocking" { call.flag("--blocking") } else { call })?;
+                let line = (if side == "blocking" { call.flag("--blocking") } else { call }).one()?;
                 Ok(vec![figure(&line, "bytes_per_s")?, figure(&line, "overlap_ratio")?])
             };
             Job::new(&[side.to_owned(), format!("{side} ratio")], Ok(work))
@@ -267,7 +267,7 @@ impl<'a> Runs<'a> {
             let work = move || {
                 let call = Runs { setup, evidence }.on_file("drive-walk").with("--limit-mebibytes", limit);
                 let call = call.with("--budget-mebibytes", limit - WALK_SPARE_MIB);
-                let line = one(if side == "mapped" { call.flag("--mapped") } else { call })?;
+                let line = (if side == "mapped" { call.flag("--mapped") } else { call }).one()?;
                 evidence.same("the walk", side, line["sum"].to_string().as_bytes())?;
                 let kind = line["limit"].as_str().unwrap_or_default();
                 evidence.remark(&format!("walk {side}"), &format!(" limited by a {kind}"));
@@ -280,7 +280,7 @@ impl<'a> Runs<'a> {
 
     fn overhead(&self) -> Job<'a> {
         let setup = self.setup;
-        let work = move || Ok(vec![figure(&one(setup.plain_probe("chunk-overhead"))?, "microseconds")?]);
+        let work = move || Ok(vec![figure(&setup.plain_probe("chunk-overhead").one()?, "microseconds")?]);
         Job::new(&["overhead"], Ok(work))
     }
 
@@ -289,7 +289,7 @@ impl<'a> Runs<'a> {
         let job = |(gigabytes, _): (u32, &str)| {
             let work = move || {
                 Ok(vec![figure(
-                    &one(setup.plain_probe("link-rate").with("--gigabytes", gigabytes))?,
+                    &setup.plain_probe("link-rate").with("--gigabytes", gigabytes).one()?,
                     "share",
                 )?])
             };
@@ -297,12 +297,6 @@ impl<'a> Runs<'a> {
         };
         LINKS.map(job).into()
     }
-}
-
-/// The one measurement of a call.
-fn one(call: Call) -> Result<Value> {
-    let (mut lines, _) = call.run()?;
-    lines.pop().context("the probe measured nothing")
 }
 
 fn has_fio() -> bool {
