@@ -88,8 +88,7 @@ pub unsafe trait Device: Send + Sync + 'static {
     ) -> Result<Self::Fence>;
 
     /// Where the host can write to this memory itself, so that a drive needs no staging before it. A window has the
-    /// address of [`Self::align_like`], and at least a block (4096 bytes) of room before and after it is rounded to
-    /// whole blocks.
+    /// address of [`Self::align_like`], and room before and after it up to whole blocks of 4096 bytes.
     fn window(&self, memory: &Self::Memory) -> Option<HostWindow> {
         let _ = memory;
         None

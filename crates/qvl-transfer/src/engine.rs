@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, check_range};
 use crate::drive::FileRange;
-use crate::memory::BLOCK_BYTES;
+use crate::memory::{BLOCK_BYTES, LARGE_PAGE_BYTES};
 use crate::plan::Chunks;
 use crate::queue::{Board, Lane, Priority, Serves, Shape};
 use crate::source::Source;
@@ -24,8 +24,8 @@ use crate::{Error, Failed, Result};
 /// [`Calibration`](crate::calibrate::Calibration) measures it.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Bytes of a chunk: 1 MiB. A multiple of 4096. Larger ones cost a drive fewer requests, smaller ones begin the
-    /// copy sooner and need less staging.
+    /// Bytes of a chunk: 2 MiB less 4096, so that a staging buffer is one large page. A multiple of 4096. Larger ones
+    /// cost a drive fewer requests, smaller ones begin the copy sooner and need less staging.
     pub chunk_bytes: usize,
     /// Bytes of staging buffers, those in use and those that are free: 16 MiB. A buffer has a chunk and a block.
     pub staging_bytes: usize,
@@ -39,7 +39,8 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { chunk_bytes: 1 << 20, staging_bytes: 16 << 20, depth: 8, io: Io::Auto, trace: None }
+        let chunk_bytes = LARGE_PAGE_BYTES - BLOCK_BYTES;
+        Self { chunk_bytes, staging_bytes: 16 << 20, depth: 8, io: Io::Auto, trace: None }
     }
 }
 

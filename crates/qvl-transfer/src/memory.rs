@@ -6,14 +6,16 @@
 
 #![expect(unsafe_code, reason = "workers write to parts of a region that nobody else looks at")]
 
+mod region;
+
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use memmap2::{MmapMut, MmapRaw};
 use parking_lot::Mutex;
 
+pub(crate) use self::region::{LARGE_PAGE_BYTES, Region};
 use crate::{Error, Result};
 
 /// What addresses, lengths and offsets of reads past the page cache are multiples of here, in bytes. It fits every
@@ -31,47 +33,10 @@ pub struct HostMemory {
     shelf: Arc<Shelf>,
 }
 
-/// Pages of the system.
-struct Region {
-    map: MmapRaw,
-}
-
-impl Region {
-    fn map(bytes: usize) -> std::io::Result<Self> {
-        let map = MmapMut::map_anon(bytes)?;
-        #[cfg(target_os = "linux")]
-        if bytes >= HUGE_BYTES {
-            // Advice: where it is refused, pages are small. Large ones spare a fault for each 4 KiB, and a drive that
-            // writes past the page cache the looking up of 512 pages for one.
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
-        Ok(Self { map: map.into() })
-    }
-
-    fn bytes(&self) -> usize {
-        self.map.len()
-    }
-
-    /// The region with another length, which keeps the pages that it has; `None` if it cannot be had.
-    #[cfg(target_os = "linux")]
-    fn resized(mut self, bytes: usize) -> Option<Self> {
-        if self.bytes() != bytes {
-            // SAFETY: nobody else has the region, so nobody holds an address in it.
-            unsafe { self.map.remap(bytes, memmap2::RemapOptions::new().may_move(true)) }.ok()?;
-        }
-        Some(self)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn resized(self, bytes: usize) -> Option<Self> {
-        (self.bytes() == bytes).then_some(self)
-    }
-}
-
 impl HostMemory {
-    /// Bytes that it takes of its budget: its length in whole blocks, and two blocks.
+    /// Bytes that it takes of its budget: its length in whole blocks, and a block.
     pub fn charge(bytes: usize) -> usize {
-        whole_blocks(bytes).saturating_add(2 * BLOCK_BYTES)
+        whole_blocks(bytes).saturating_add(BLOCK_BYTES)
     }
 
     fn region(&self) -> &Region {
@@ -82,19 +47,19 @@ impl HostMemory {
     /// Moves the beginning so that its address is that far into a block; what is in it is unknown after. For a drive
     /// that is to write whole blocks of a file in which the bytes begin at `offset`.
     pub(crate) fn align_like(&mut self, offset: u64) {
-        let start = BLOCK_BYTES + (offset % BLOCK_BYTES as u64) as usize;
+        let start = (offset % BLOCK_BYTES as u64) as usize;
         // Memory that was made for staging has no room around it.
         if (start + self.len).next_multiple_of(BLOCK_BYTES) <= self.region().bytes() {
             self.start = start;
         }
     }
 
-    /// Where the region is, in which a block before the bytes and one behind them may be written as well.
+    /// Where the region is, in which what is before the bytes and behind them may be written as well.
     pub(crate) fn window(&self) -> HostWindow {
         let region = self.region();
         // SAFETY: `start + len` is at most the region's length: at first (`Shelf::take`), and when `start` was moved
         // (`align_like`).
-        let first = unsafe { NonNull::new_unchecked(region.map.as_mut_ptr().add(self.start)) };
+        let first = unsafe { NonNull::new_unchecked(region.first().as_ptr().add(self.start)) };
         HostWindow { first, len: self.len, before: self.start, after: region.bytes() - self.start - self.len }
     }
 }
@@ -180,15 +145,15 @@ impl Shelf {
 
     /// Memory with room around it for whole blocks.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<HostMemory> {
-        self.take_behind(BLOCK_BYTES, bytes, HostMemory::charge(bytes))
+        self.take_of(bytes, HostMemory::charge(bytes))
     }
 
     /// Memory of whole blocks, without room around it.
     pub(crate) fn take_bare(self: &Arc<Self>, bytes: usize) -> Result<HostMemory> {
-        self.take_behind(0, bytes, whole_blocks(bytes).max(BLOCK_BYTES))
+        self.take_of(bytes, whole_blocks(bytes).max(BLOCK_BYTES))
     }
 
-    fn take_behind(self: &Arc<Self>, start: usize, bytes: usize, charge: usize) -> Result<HostMemory> {
+    fn take_of(self: &Arc<Self>, bytes: usize, charge: usize) -> Result<HostMemory> {
         let mut excess = Vec::new();
         let reused = {
             let mut state = self.state.lock();
@@ -239,7 +204,7 @@ impl Shelf {
                 }
             })?,
         };
-        Ok(HostMemory { region: Some(region), start, len: bytes, shelf: self.clone() })
+        Ok(HostMemory { region: Some(region), start: 0, len: bytes, shelf: self.clone() })
     }
 
     fn put_back(&self, region: Region) {
@@ -296,10 +261,6 @@ pub struct Usage {
     /// The most that both were together.
     pub high_water_bytes: u64,
 }
-
-/// From here on large pages are asked for.
-#[cfg(target_os = "linux")]
-const HUGE_BYTES: usize = 2 << 20;
 
 #[cfg(test)]
 mod tests {

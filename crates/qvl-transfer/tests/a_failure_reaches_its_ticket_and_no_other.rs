@@ -94,7 +94,7 @@ fn a_budget_that_is_used_up_says_so_and_holds_again_when_memory_is_dropped() {
     let error = device.allocate(60_000).unwrap_err();
     assert_eq!(
         text(&error),
-        "the host's memory for transfers: no room for 69632 bytes: 69632 of 100000 are in use. Drop memory that is not \
+        "the host's memory for transfers: no room for 65536 bytes: 65536 of 100000 are in use. Drop memory that is not \
          needed any more, or raise the budget"
     );
     drop(first);
@@ -156,7 +156,7 @@ fn settings_that_cannot_be() {
     }
     assert_eq!(
         refused(Settings { staging_bytes: 1 << 20, ..Settings::default() }),
-        "staging_bytes is 1048576: a chunk of 1048576 bytes and its block need 1052672: raise it, or lower chunk_bytes"
+        "staging_bytes is 1048576: a chunk of 2093056 bytes and its block need 2097152: raise it, or lower chunk_bytes"
     );
     assert_eq!(refused(Settings { depth: 0, ..Settings::default() }), "depth is 0: 1 to 256 is needed");
     let link = LinkSettings { bytes_per_s: f64::NAN, ..LinkSettings::default() };

@@ -3,9 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 
-use memmap2::MmapMut;
-
-use crate::memory::BLOCK_BYTES;
+use crate::memory::{BLOCK_BYTES, LARGE_PAGE_BYTES, Region};
 
 /// What a read past the page cache to somewhere else is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,18 +41,19 @@ pub(super) fn with_buffer<R>(work: impl FnOnce(&mut [u8]) -> R) -> io::Result<R>
     BUFFER.with_borrow_mut(|buffer| {
         let buffer = match buffer {
             Some(buffer) => buffer,
-            none => none.insert(MmapMut::map_anon(BUFFER_BYTES)?),
+            none => none.insert(Region::map(BUFFER_BYTES)?),
         };
-        Ok(work(buffer))
+        Ok(work(buffer.as_mut_slice()))
     })
 }
 
 thread_local! {
-    static BUFFER: RefCell<Option<MmapMut>> = const { RefCell::new(None) };
+    static BUFFER: RefCell<Option<Region>> = const { RefCell::new(None) };
 }
 
-/// Bytes of the buffer of a thread: a request that size is near the best of a drive, and it stays in the caches.
-const BUFFER_BYTES: usize = 512 << 10;
+/// Bytes of the buffer of a thread: a large page, which drives write to faster than to small ones, and which stays in the
+/// caches.
+const BUFFER_BYTES: usize = LARGE_PAGE_BYTES;
 
 #[cfg(test)]
 mod tests {

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use memmap2::{MmapMut, MmapRaw};
 use parking_lot::Mutex;
 
 use super::uring::Ring;
 use super::{DriveFile, ReadMode, io_error, system};
 use crate::engine::Io;
+use crate::memory::Region;
 use crate::{Error, Result};
 
 pub use choose::{Choice, choose};
@@ -187,7 +187,7 @@ fn measure(path: &Path, effort: &Effort) -> Result<Measurements> {
     let mut bench = Bench::new(effort)?;
     let mut measurements =
         Measurements { file: path.to_owned(), file_bytes: buffered.len(), ..Measurements::default() };
-    let ring = Ring::<Arc<MmapRaw>>::new(1);
+    let ring = Ring::<Arc<Region>>::new(1);
     measurements.without_ring = ring.as_ref().err().map(ToString::to_string);
     let direct = match DriveFile::with_mode(path, ReadMode::Direct) {
         Ok(direct) => Some(direct),
@@ -246,16 +246,16 @@ struct Bench<'a> {
     spent: Duration,
     rows: Vec<Measured>,
     /// For threads.
-    memory: MmapMut,
+    memory: Region,
     /// For the ring, whose reads keep it.
-    lent: Arc<MmapRaw>,
+    lent: Arc<Region>,
     /// Where in the file the next read begins, so that not the same part is read again and again.
     cursor: AtomicU64,
 }
 
 impl<'a> Bench<'a> {
     fn new(effort: &'a Effort) -> Result<Self> {
-        let memory = || -> Result<MmapMut> {
+        let memory = || -> Result<Region> {
             let bytes = effort.bytes_in_flight_max.max(CHUNK_BYTES);
             let no_memory = |error: std::io::Error| Error::OutOfMemory {
                 what: format!("memory to measure a drive with (the system says: {error})"),
@@ -264,12 +264,9 @@ impl<'a> Bench<'a> {
                 budget_bytes: bytes as u64,
                 remedy: "Lower bytes_in_flight_max",
             };
-            let mut memory = MmapMut::map_anon(bytes).map_err(no_memory)?;
-            // As the memory that is read to otherwise.
-            #[cfg(target_os = "linux")]
-            let _ = memory.advise(memmap2::Advice::HugePage);
+            let mut memory = Region::map(bytes).map_err(no_memory)?;
             // So that no read is the first to touch a page.
-            memory.fill(1);
+            memory.as_mut_slice().fill(1);
             Ok(memory)
         };
         Ok(Self {
@@ -277,7 +274,7 @@ impl<'a> Bench<'a> {
             spent: Duration::ZERO,
             rows: Vec::new(),
             memory: memory()?,
-            lent: Arc::new(memory()?.into()),
+            lent: Arc::new(memory()?),
             cursor: AtomicU64::new(0),
         })
     }
@@ -305,7 +302,7 @@ impl<'a> Bench<'a> {
         chunk_bytes: usize,
         depth: usize,
     ) -> Result<f64> {
-        let fits = depth > 0 && depth * chunk_bytes <= self.lent.len();
+        let fits = depth > 0 && depth * chunk_bytes <= self.lent.bytes();
         let is_there =
             |row: &Measured| (row.io, row.mode, row.chunk_bytes, row.depth) == (io, mode, chunk_bytes, depth);
         if !fits || self.rows.iter().any(is_there) {
@@ -359,13 +356,13 @@ impl<'a> Bench<'a> {
 
     /// Reads by a thread for each that is under way; returns when each read ended.
     fn by_threads(&mut self, file: &DriveFile, chunk_bytes: usize, depth: usize) -> Result<Vec<Instant>> {
-        let mut memory = std::mem::replace(&mut self.memory, MmapMut::map_anon(1).map_err(lost)?);
+        let mut memory = std::mem::replace(&mut self.memory, Region::map(1).map_err(lost)?);
         let (reads, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let ends = Mutex::new(Ok(Vec::new()));
         let begun = Instant::now();
         let bench = &*self;
         std::thread::scope(|scope| {
-            for memory in memory.chunks_exact_mut(chunk_bytes).take(depth) {
+            for memory in memory.as_mut_slice().chunks_exact_mut(chunk_bytes).take(depth) {
                 let (reads, stop, ends) = (&reads, &stop, &ends);
                 let work = move || {
                     let mut own = Vec::new();
@@ -408,7 +405,7 @@ impl<'a> Bench<'a> {
                 && let Some(place) = places.pop()
             {
                 // SAFETY: the memory is `bytes_in_flight_max` long at least, which `way` checked for `depth` chunks.
-                let into = unsafe { self.lent.as_mut_ptr().add(place * chunk_bytes) };
+                let into = unsafe { self.lent.first().as_ptr().add(place * chunk_bytes) };
                 let keep = (place, self.lent.clone());
                 let offset = self.next(file, chunk_bytes);
                 // SAFETY: as above; no other read has this place, and nobody looks at the memory. The read keeps it.
