@@ -1,8 +1,8 @@
 //! A device behind a link of a set speed, with faults on demand: for policies and tests on a machine without a card.
 //!
-//! Its memory is host memory that only copies reach. A thread for each direction makes the copies one after another,
-//! and their fences are reached when a link of that speed would have carried them. The times are added up, so a thread
-//! that wakes late loses nothing but the lateness of the last copy.
+//! Its memory is host memory that only copies reach. Two threads for each direction make the copies as soon as they are
+//! asked for, since one alone copies no faster than some links. When a link of that speed would have carried them is
+//! added up, and a fence is waited for until then: who wakes late loses nothing but the lateness of the last copy.
 
 #![expect(unsafe_code, reason = "implements the copies of `Device`, made by threads of their own")]
 
@@ -112,7 +112,7 @@ impl Script {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Fate {
     Failed,
     Lost,
@@ -125,14 +125,15 @@ struct Wire {
     reached: Condvar,
 }
 
-#[derive(Default)]
 struct WireState {
     queue: VecDeque<Order>,
-    /// Copies that were begun, and those whose fence was reached, in the same order.
-    begun: u64,
-    done: u64,
-    /// Of the done ones, those that failed and whose fence nobody waited for yet.
-    failed: Vec<(u64, Fate)>,
+    /// Copies that were ordered, numbered from 1, and those that were made, without gaps.
+    ordered: u64,
+    made: u64,
+    /// Copies that were made before one that was ordered earlier.
+    early: Vec<u64>,
+    /// When the link will have carried all that was ordered.
+    free_at: Instant,
     closed: bool,
 }
 
@@ -141,10 +142,9 @@ struct Order {
     from: *const u8,
     to: *mut u8,
     bytes: usize,
-    since: Instant,
 }
 
-// SAFETY: addresses, used by the wire's thread under the contract of `Device::copy_in`.
+// SAFETY: addresses, used by the wire's threads under the contract of `Device::copy_in`.
 unsafe impl Send for Order {}
 
 impl LinkDevice {
@@ -162,11 +162,7 @@ impl LinkDevice {
         }
         let name = format!("link of {:.1} GB/s", settings.bytes_per_s / 1e9);
         let script = Arc::new(Script::default());
-        let wire = || {
-            let state = Mutex::new(WireState { queue: VecDeque::with_capacity(256), ..WireState::default() });
-            Arc::new(Wire { state, changed: Condvar::new(), reached: Condvar::new() })
-        };
-        let (inward, outward) = (wire(), wire());
+        let (inward, outward) = (Arc::new(Wire::new()), Arc::new(Wire::new()));
         let mut inner = Inner {
             memory: Arc::new(Shelf::new("the memory behind the link", settings.memory_bytes)),
             staging: Arc::new(Shelf::new("the host's staging memory", u64::MAX)),
@@ -178,9 +174,11 @@ impl LinkDevice {
             settings,
         };
         for (direction, wire) in [("in", &inner.inward), ("out", &inner.outward)] {
-            let (wire, script, settings) = (wire.clone(), inner.script.clone(), inner.settings.clone());
-            let work = move || carry(&wire, &script, &settings);
-            inner.threads.push(crate::worker::spawn(format!("qvl-transfer link {direction}"), work)?);
+            for number in 0..CARRIERS {
+                let wire = wire.clone();
+                let name = format!("qvl-transfer link {direction} {number}");
+                inner.threads.push(crate::worker::spawn(name, move || carry(&wire))?);
+            }
         }
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -204,14 +202,19 @@ impl LinkDevice {
         if self.inner.script.is_lost() {
             return Err(Script::lost(&self.inner.name, operation));
         }
-        let number = {
+        let end = {
             let mut state = wire.state.lock();
-            state.queue.push_back(order);
-            state.begun += 1;
-            state.begun
+            self.inner.script.copy().map(|slower| {
+                let LinkSettings { bytes_per_s, latency, .. } = self.inner.settings;
+                let seconds = order.bytes as f64 * slower / bytes_per_s;
+                state.free_at = state.free_at.max(Instant::now()) + Duration::from_secs_f64(seconds);
+                state.queue.push_back(order);
+                state.ordered += 1;
+                End { number: state.ordered, carried_at: state.free_at + latency }
+            })
         };
         wire.changed.notify_one();
-        Ok(LinkFence { wire: wire.clone(), number, device: self.inner.clone(), operation })
+        Ok(LinkFence { wire: wire.clone(), end, device: self.inner.clone(), operation })
     }
 }
 
@@ -237,46 +240,58 @@ impl Drop for Inner {
     }
 }
 
-/// The work of a wire's thread: all that was ordered, then the end.
-fn carry(wire: &Wire, script: &Script, settings: &LinkSettings) {
-    let mut free_at = Instant::now();
-    loop {
-        let order = {
-            let mut state = wire.state.lock();
-            loop {
-                if let Some(order) = state.queue.pop_front() {
-                    break order;
-                }
-                if state.closed {
-                    return;
-                }
-                wire.changed.wait(&mut state);
-            }
-        };
-        let fate = match script.copy() {
-            Err(fate) => Some(fate),
-            Ok(slower) => {
-                // SAFETY: both sides are as `Device::copy_in` or `copy_out` promised until the fence, which is below.
-                unsafe { copy::copy(order.from, order.to, order.bytes) };
-                let seconds = order.bytes as f64 * slower / settings.bytes_per_s;
-                free_at = free_at.max(order.since) + Duration::from_secs_f64(seconds);
-                let left = (free_at + settings.latency).saturating_duration_since(Instant::now());
-                if !left.is_zero() {
-                    std::thread::sleep(left);
-                }
-                None
-            }
-        };
-        let mut state = wire.state.lock();
-        state.done += 1;
-        if let Some(fate) = fate {
-            let number = state.done;
-            state.failed.push((number, fate));
-        }
-        drop(state);
-        wire.reached.notify_all();
+/// The work of a wire's threads: all that was ordered, then the end.
+fn carry(wire: &Wire) {
+    while let Some((number, order)) = wire.take() {
+        // SAFETY: both sides are as `Device::copy_in` or `copy_out` promised until the fence, which is not reached
+        // before `made`.
+        unsafe { copy::copy(order.from, order.to, order.bytes) };
+        wire.made(number);
     }
 }
+
+impl Wire {
+    fn new() -> Self {
+        let state = WireState {
+            queue: VecDeque::with_capacity(256),
+            ordered: 0,
+            made: 0,
+            early: Vec::with_capacity(CARRIERS),
+            free_at: Instant::now(),
+            closed: false,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new(), reached: Condvar::new() }
+    }
+
+    /// The next copy in order, which is waited for; `None` at the end.
+    fn take(&self) -> Option<(u64, Order)> {
+        let mut state = self.state.lock();
+        loop {
+            let number = state.ordered - state.queue.len() as u64 + 1;
+            if let Some(order) = state.queue.pop_front() {
+                return Some((number, order));
+            }
+            if state.closed {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn made(&self, number: u64) {
+        let mut state = self.state.lock();
+        state.early.push(number);
+        while let Some(place) = state.early.iter().position(|&early| early == state.made + 1) {
+            state.early.swap_remove(place);
+            state.made += 1;
+        }
+        drop(state);
+        self.reached.notify_all();
+    }
+}
+
+/// Threads of a direction.
+const CARRIERS: usize = 2;
 
 /// Memory behind the link: only copies reach it.
 pub struct LinkMemory {
@@ -292,31 +307,41 @@ impl fmt::Debug for LinkMemory {
 /// The end of a copy over a link.
 pub struct LinkFence {
     wire: Arc<Wire>,
-    number: u64,
+    end: Result<End, Fate>,
     device: Arc<Inner>,
     operation: &'static str,
 }
 
+/// When a copy is over: it was made, and the time has come.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    number: u64,
+    carried_at: Instant,
+}
+
 impl fmt::Debug for LinkFence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LinkFence").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("LinkFence").field("end", &self.end).finish_non_exhaustive()
     }
 }
 
 impl Fence for LinkFence {
     fn wait(self) -> Result<()> {
-        let fate = {
-            let mut state = self.wire.state.lock();
-            while state.done < self.number {
-                self.wire.reached.wait(&mut state);
+        match self.end {
+            Ok(End { number, carried_at }) => {
+                let mut state = self.wire.state.lock();
+                while state.made < number {
+                    self.wire.reached.wait(&mut state);
+                }
+                drop(state);
+                let left = carried_at.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    std::thread::sleep(left);
+                }
+                Ok(())
             }
-            let place = state.failed.iter().position(|failed| failed.0 == self.number);
-            place.map(|place| state.failed.swap_remove(place).1)
-        };
-        match fate {
-            None => Ok(()),
-            Some(Fate::Lost) => Err(Script::lost(&self.device.name, self.operation)),
-            Some(Fate::Failed) => Err(Error::Device {
+            Err(Fate::Lost) => Err(Script::lost(&self.device.name, self.operation)),
+            Err(Fate::Failed) => Err(Error::Device {
                 device: self.device.name.clone(),
                 operation: self.operation,
                 what: "the copy failed (a fault that was set)".to_owned(),
@@ -326,7 +351,11 @@ impl Fence for LinkFence {
     }
 
     fn is_reached(&self) -> bool {
-        self.wire.state.lock().done >= self.number
+        match self.end {
+            Ok(end) => self.wire.state.lock().made >= end.number && Instant::now() >= end.carried_at,
+            // Nothing was begun.
+            Err(_) => true,
+        }
     }
 }
 
@@ -377,16 +406,12 @@ unsafe impl Device for LinkDevice {
     unsafe fn copy_in(&self, from: *const u8, bytes: usize, to: &LinkMemory, at: usize) -> Result<LinkFence> {
         // SAFETY: the caller promises that `at..at + bytes` is inside `to`.
         let to = unsafe { to.memory.window().first.as_ptr().add(at) };
-        self.order(&self.inner.inward, "copy to the device", Order { from, to, bytes, since: Instant::now() })
+        self.order(&self.inner.inward, "copy to the device", Order { from, to, bytes })
     }
 
     unsafe fn copy_out(&self, from: &LinkMemory, at: usize, to: *mut u8, bytes: usize) -> Result<LinkFence> {
         // SAFETY: the caller promises that `at..at + bytes` is inside `from`.
         let from = unsafe { from.memory.window().first.as_ptr().add(at) }.cast_const();
-        self.order(
-            &self.inner.outward,
-            "copy from the device",
-            Order { from, to, bytes, since: Instant::now() },
-        )
+        self.order(&self.inner.outward, "copy from the device", Order { from, to, bytes })
     }
 }
