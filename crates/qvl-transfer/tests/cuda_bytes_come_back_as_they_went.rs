@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod common;
 mod stand_in;
 
 use std::io::Write;
@@ -12,7 +13,9 @@ use cudarc::driver::{CudaStream, sys};
 use qvl_transfer::device::cuda::{CudaMemory, CudaSettings, Pinned, PinnedKind, RefusedLock};
 use qvl_transfer::device::{Device, HostWindow};
 use qvl_transfer::source::{Fill, Memory};
-use qvl_transfer::{CudaDevice, DriveFile, Error, Priority, Settings, Source, Transfer, TransferEngine};
+use qvl_transfer::{
+    CudaDevice, DriveFile, Error, LayerStream, Priority, Settings, Source, Transfer, TransferEngine,
+};
 use stand_in::{Dice, StandIn, assert_no_violation, noise, turn};
 
 type Engine = TransferEngine<CudaDevice>;
@@ -495,4 +498,45 @@ fn the_host_has_no_window_into_a_card() {
     assert!(empty.is_empty() && empty.pointer(0..0).is_ok());
     assert!(matches!(memory.pointer(4000..4097).unwrap_err(), Error::Range { .. }));
     assert!(device.free_bytes().unwrap() <= device.total_bytes().unwrap());
+}
+
+#[test]
+fn layers_that_stream_through_a_budget() {
+    let _turn = turn();
+    let Some(device) = stand_in::device(CudaSettings::default()) else { return };
+    let layers: Vec<Vec<u8>> = (0..7).map(|seed| noise(150_000 + 1000 * seed as usize, seed)).collect();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    layers.iter().for_each(|layer| file.write_all(layer).unwrap());
+    let drive = DriveFile::open(file.path()).unwrap();
+    let largest = device.charge(layers.iter().map(Vec::len).max().unwrap()) as u64;
+    for room in [2, 3, 5, 8] {
+        let engine = Arc::new(Engine::new(device.clone(), small()).unwrap());
+        let mut builder = LayerStream::builder(engine.clone(), room * largest);
+        let mut at = 0;
+        for (index, layer) in layers.iter().enumerate() {
+            let len = layer.len() as u64;
+            builder = match index % 3 {
+                0 => builder.segment(Memory::new(layer.clone())),
+                1 => {
+                    let mut pinned = Pinned::cached(&device, layer.len()).unwrap();
+                    pinned.copy_from_slice(layer);
+                    builder.segment(Memory::new(pinned))
+                }
+                _ => builder.segment(drive.range(at, len).unwrap()),
+            };
+            at += len;
+        }
+        let mut stream = builder.build().unwrap();
+        for step in 0..4 * layers.len() {
+            let guard = stream.next().unwrap();
+            let layer = &layers[step % layers.len()];
+            assert!(common::seen(&device, &guard) == *layer, "room for {room}, step {step}");
+        }
+        assert!(stream.stats().held_bytes_max <= room * largest);
+        drop(stream);
+        // Waits for what was on its way.
+        drop(engine);
+        assert_eq!(device.usage().memory.in_use_bytes, 0);
+    }
+    assert_no_violation();
 }

@@ -50,11 +50,11 @@ fn source(
 ) -> Arc<dyn Source> {
     match dice.roll(4) {
         0 => Arc::new(Memory::new(noise(bytes, 1))),
-        1 => match device.pinned(bytes.max(1), PinnedKind::Cached) {
+        1 if bytes > 0 => match device.pinned(bytes, PinnedKind::Cached) {
             Ok(pinned) => Arc::new(Memory::new(pinned)),
             Err(_) => Arc::new(Memory::new(noise(bytes, 1))),
         },
-        2 => match registered.lock(0..bytes) {
+        1 | 2 => match registered.lock(0..bytes) {
             Ok(locked) => Arc::new(Memory::new(locked)),
             Err(_) => Arc::new(Memory::new(noise(bytes, 1))),
         },
@@ -86,7 +86,9 @@ fn by_thousands_of_tickets_dropped_cancelled_and_leaked() {
     let (mut leaked_bytes, mut ended) = (0, [0u32; 3]);
     let mut dice = Dice::new(5);
     let mut kept = Vec::new();
-    for round in 0..4000u32 {
+    // `QVL_TRANSFER_SOAK=1000000` is the long run.
+    let rounds = std::env::var("QVL_TRANSFER_SOAK").map_or(4000, |text| text.parse().expect("a number"));
+    for round in 0..rounds {
         let bytes = dice.roll(90_000);
         let memory = match device.allocate(bytes) {
             Ok(memory) => memory,
@@ -108,7 +110,7 @@ fn by_thousands_of_tickets_dropped_cancelled_and_leaked() {
             }
             continue;
         }
-        let priority = if round % 5 == 0 { Priority::Urgent } else { Priority::Normal };
+        let priority = if round % 5_u32 == 0 { Priority::Urgent } else { Priority::Normal };
         let transfer = Transfer::new(source(&mut dice, &device, &registered, bytes), memory);
         let ticket = engine.submit(transfer.priority(priority)).unwrap();
         match dice.roll(8) {

@@ -7,10 +7,11 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{bytes, text};
+use common::{bytes, seen, text};
 use proptest::prelude::*;
+use qvl_transfer::device::link::{Faults, LinkSettings};
 use qvl_transfer::source::{Fill, Memory};
-use qvl_transfer::{HostDevice, HostMemory, LayerStream, Settings, TransferEngine};
+use qvl_transfer::{DriveFile, HostDevice, HostMemory, LayerStream, LinkDevice, Settings, TransferEngine};
 
 fn engine(budget_bytes: u64) -> Arc<TransferEngine<HostDevice>> {
     let settings = Settings { chunk_bytes: 4096, staging_bytes: 65_536, depth: 3, ..Settings::default() };
@@ -179,4 +180,55 @@ fn a_guard_that_is_leaked_leaks_its_segment_and_nothing_else() {
     assert!(stream.stats().held_bytes_max <= 4 * charge(9000));
     drop(stream);
     drop(engine);
+}
+
+/// From memory, from a closure, and from a file, to a device that only copies reach.
+#[test]
+fn over_a_link_with_room_for_some() {
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let content: Vec<u8> = (0..6).flat_map(|seed| bytes(9000, seed)).collect();
+    std::fs::write(file.path(), &content).unwrap();
+    let drive = DriveFile::open(file.path()).unwrap();
+    for room in 2..=7 {
+        let memory_bytes = room * charge(9000);
+        let link = LinkSettings { bytes_per_s: 4e9, memory_bytes, ..LinkSettings::default() };
+        let settings = Settings { chunk_bytes: 4096, staging_bytes: 65_536, depth: 3, ..Settings::default() };
+        let engine = Arc::new(TransferEngine::new(LinkDevice::new(link).unwrap(), settings).unwrap());
+        let mut builder = LayerStream::builder(engine.clone(), memory_bytes);
+        for seed in 0..6 {
+            let sent = bytes(9000, seed);
+            builder = match seed % 3 {
+                0 => builder.segment(Memory::new(sent)),
+                1 => builder.segment(Fill::new("made", 9000, move |at, into: &mut [u8]| {
+                    into.copy_from_slice(&sent[at as usize..][..into.len()]);
+                    Ok(())
+                })),
+                _ => builder.segment(drive.range(seed * 9000, 9000).unwrap()),
+            };
+        }
+        let mut stream = builder.build().unwrap();
+        for step in 0..30 {
+            let guard = stream.next().unwrap();
+            assert_eq!(guard.index(), step % 6);
+            let what = format!("room for {room}, step {step}");
+            assert!(seen(engine.device(), &guard) == bytes(9000, step as u64 % 6), "{what}");
+            drop(guard);
+            if step == 13 && room < 6 {
+                // Whichever it hits says so and comes again. A new plan may drop the one that it hit.
+                let failed = (0..20).find_map(|_| {
+                    engine.device().set_faults(Faults { failed_copy_at: Some(2), ..Faults::default() });
+                    (0..12).find_map(|_| stream.next().map(drop).err())
+                });
+                assert!(text(&failed.unwrap()).contains("a fault that was set"), "{what}");
+                engine.device().set_faults(Faults::default());
+                stream.seek(2).unwrap();
+            }
+        }
+        assert!(stream.stats().held_bytes_max <= memory_bytes);
+        drop(stream);
+        let device = engine.device().clone();
+        // Waits for what was on its way.
+        drop(engine);
+        assert_eq!((device.usage().in_use_bytes, device.staging_usage().in_use_bytes), (0, 0));
+    }
 }

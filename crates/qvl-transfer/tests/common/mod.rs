@@ -1,8 +1,9 @@
 //! What the tests share.
 
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(unsafe_code, reason = "copies from a device's memory that is only borrowed")]
 
-use qvl_transfer::device::Device;
+use qvl_transfer::device::{Device, Fence};
 use qvl_transfer::{Error, Failed, Priority, Transfer, TransferEngine};
 
 /// Bytes that tell one place from another and one seed from another; the period of 251 is no multiple of any block.
@@ -32,4 +33,14 @@ pub(crate) fn carry<D: Device>(
 pub(crate) fn text(error: &Error) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("{error}{cause}")
+}
+
+/// What is in memory that a stream has lent, as a kernel would see it.
+pub(crate) fn seen<D: Device>(device: &D, memory: &D::Memory) -> Vec<u8> {
+    let bytes = device.bytes(memory);
+    let mut host = device.staging(bytes).unwrap();
+    // SAFETY: `host` has so many bytes and is looked at after the fence; nothing writes to the memory meanwhile.
+    let fence = unsafe { device.copy_out(memory, 0, host.as_mut().as_mut_ptr(), bytes) }.unwrap();
+    fence.wait().unwrap();
+    host.as_ref()[..bytes].to_vec()
 }
