@@ -89,9 +89,6 @@ pub(crate) struct OverlapArgs {
     file: FileArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Read each segment, then compute with it, in place of reading ahead.
-    #[arg(long)]
-    blocking: bool,
 }
 
 #[derive(clap::Args)]
@@ -110,7 +107,7 @@ pub(crate) struct WalkArgs {
     #[arg(long, value_name = "MIB")]
     budget_mebibytes: u64,
     /// How often the file is walked.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 6)]
     rounds: usize,
 }
 
@@ -232,7 +229,7 @@ pub(crate) fn stream(args: &StreamArgs) -> Result<()> {
     }))
 }
 
-/// The file through segments, with as much computing as reading.
+/// The file through segments, with as much computing as reading: each read and then computed with, and read ahead.
 pub(crate) fn overlap(args: &OverlapArgs) -> Result<()> {
     let file = open(&args.file.file)?;
     let segments = segments(&file, &args.engine)?;
@@ -258,43 +255,45 @@ pub(crate) fn overlap(args: &OverlapArgs) -> Result<()> {
     }
     times.sort();
     let compute = times[times.len() / 2];
+    // Both in one process and with the same times: what the drive gives differs from process to process.
+    let bytes = file.len() as f64;
     trace.clear();
-    let mut sum = 0_u64;
     let start = Instant::now();
-    if args.blocking {
-        for segment in &segments {
-            let memory = fetch(segment)?;
-            let began = Instant::now();
-            sum = sum.wrapping_add(work(&memory, compute));
-            trace.record(qvl_transfer::trace::Stage::Compute, 0, 0, 0, began, Instant::now());
-        }
-    } else {
-        let budget = largest as u64 * WINDOW as u64;
-        let count = segments.len();
-        let mut stream =
-            LayerStream::builder(engine.clone(), budget).segments(segments).trace(trace.clone()).build()?;
-        for _ in 0..count {
-            let guard = stream.next()?;
-            sum = sum.wrapping_add(work(&guard, compute));
-        }
+    for segment in &segments {
+        let memory = fetch(segment)?;
+        let began = Instant::now();
+        work(&memory, compute);
+        trace.record(qvl_transfer::trace::Stage::Compute, 0, 0, 0, began, Instant::now());
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let blocking = (bytes / start.elapsed().as_secs_f64(), trace.overlap_ratio());
+    trace.clear();
+    let (budget, count) = (largest as u64 * WINDOW as u64, segments.len());
+    let start = Instant::now();
+    let mut stream =
+        LayerStream::builder(engine.clone(), budget).segments(segments).trace(trace.clone()).build()?;
+    for _ in 0..count {
+        work(&stream.next()?, compute);
+    }
+    let ahead = (bytes / start.elapsed().as_secs_f64(), trace.overlap_ratio());
     emit(&json!({
         "metric": "drive-overlap",
-        "bytes_per_s": file.len() as f64 / seconds,
-        "overlap_ratio": trace.overlap_ratio(),
+        "blocking_bytes_per_s": blocking.0,
+        "blocking_overlap_ratio": blocking.1,
+        "ahead_bytes_per_s": ahead.0,
+        "ahead_overlap_ratio": ahead.1,
         "compute_s": compute.as_secs_f64(),
-        "sum": sum,
     }))
 }
 
 /// Sums segments up in a circle under a limit of memory.
 pub(crate) fn walk(args: &WalkArgs) -> Result<()> {
     let limit = args.limit_mebibytes << 20;
+    // What is in the page cache already is charged to another group, and would be read from there without limit.
+    drop_from_cache(&args.file.file)?;
     let group = Group::enter(limit)?;
     let file = open(&args.file.file)?;
     let segments = segments(&file, &args.engine)?;
-    let (mut total, mut peak_before) = (0_u64, 0);
+    let (mut total, mut peak_before, mut stats) = (0_u64, 0, None);
     let start;
     if args.mapped {
         let plain = File::open(&args.file.file)?;
@@ -320,6 +319,7 @@ pub(crate) fn walk(args: &WalkArgs) -> Result<()> {
         for _ in 0..args.rounds * count {
             total = total.wrapping_add(sum(&stream.next()?));
         }
+        stats = Some(stream.stats());
     }
     let seconds = start.elapsed().as_secs_f64();
     let bytes = (file.len() * args.rounds as u64) as f64;
@@ -332,6 +332,10 @@ pub(crate) fn walk(args: &WalkArgs) -> Result<()> {
         "limit": group.kind(),
         "peak_over_budget_mib": over,
         "before_mib": peak_before >> 20,
+        "resident_hits": stats.as_ref().map(|stats| stats.resident_hits),
+        "wait_s": stats.as_ref().map(|stats| stats.wait_seconds),
+        "compute_s": stats.as_ref().map(|stats| stats.compute_seconds),
+        "plans": stats.as_ref().map(|stats| stats.plans),
     }))
 }
 
@@ -448,28 +452,49 @@ fn warm_pages(engine: &TransferEngine<HostDevice>, bytes: usize, count: usize) -
     Ok(())
 }
 
+/// Memory in large pages where there are such.
 fn touched(bytes: usize) -> Result<MmapMut> {
     let mut map = MmapMut::map_anon(bytes)?;
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     map.fill(1);
     Ok(map)
+}
+
+#[cfg(target_os = "linux")]
+fn drop_from_cache(path: &Path) -> Result<()> {
+    let file = File::open(path)?;
+    // Only what the drive has already can be dropped.
+    file.sync_all()?;
+    Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn drop_from_cache(_: &Path) -> Result<()> {
+    bail!("how the page cache is emptied of a file is known for Linux only")
 }
 
 fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks_exact(8).fold(0, |sum, word| sum.wrapping_add(word.try_into().map_or(0, u64::from_le_bytes)))
 }
 
-/// Computes with bytes for so long.
+/// Computes with all bytes, for so long: with each part again and again while it is in the caches, as a product of many
+/// rows does, which is what takes as long as reading.
 fn work(bytes: &[u8], time: Duration) -> u64 {
     let start = Instant::now();
+    let parts = bytes.chunks(PART);
+    let share = time.as_secs_f64() / parts.len().max(1) as f64;
     let mut total = 0_u64;
-    loop {
-        for part in bytes.chunks(1 << 20) {
-            total = total.wrapping_add(sum(part));
-            if start.elapsed() >= time {
-                return black_box(total);
+    for (index, part) in parts.enumerate() {
+        let until = Duration::from_secs_f64(share * (index + 1) as f64);
+        loop {
+            total = total.wrapping_add(sum(black_box(part)));
+            if start.elapsed() >= until {
+                break;
             }
         }
     }
+    black_box(total)
 }
 
 fn resident_bytes(field: &str) -> Result<u64> {
@@ -532,6 +557,8 @@ const WINDOW: usize = 4;
 /// Memory that copies over a link come from.
 const RING_MEBIBYTES: usize = 16;
 const BLOCK: usize = 4096;
+/// What is computed with at once.
+const PART: usize = 128 << 10;
 const LARGE_PAGE: usize = 2 << 20;
 #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
 const O_DIRECT: i32 = 0o40000;

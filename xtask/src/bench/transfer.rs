@@ -249,15 +249,17 @@ impl<'a> Runs<'a> {
 
     fn overlap(&self) -> Vec<Job<'a>> {
         let Self { setup, evidence } = *self;
-        let job = |side: &'static str| {
-            let work = move || {
-                let call = Runs { setup, evidence }.on_file("drive-overlap");
-                let line = (if side == "blocking" { call.flag("--blocking") } else { call }).one()?;
-                Ok(vec![figure(&line, "bytes_per_s")?, figure(&line, "overlap_ratio")?])
-            };
-            Job::new(&[side.to_owned(), format!("{side} ratio")], Ok(work))
+        let work = move || {
+            let line = Runs { setup, evidence }.on_file("drive-overlap").one()?;
+            let of = |what: &str| figure(&line, what);
+            Ok(vec![
+                of("ahead_bytes_per_s")?,
+                of("ahead_overlap_ratio")?,
+                of("blocking_bytes_per_s")?,
+                of("blocking_overlap_ratio")?,
+            ])
         };
-        ["blocking", "ahead"].map(job).into()
+        vec![Job::new(&["ahead", "ahead ratio", "blocking", "blocking ratio"].map(str::to_owned), Ok(work))]
     }
 
     fn walks(&self) -> Vec<Job<'a>> {
@@ -325,7 +327,7 @@ fn fio(setup: &Setup) -> Result<f64> {
 }
 
 /// Of the limit, what the budget of the segments leaves for the rest of the process.
-const WALK_SPARE_MIB: u64 = 128;
+const WALK_SPARE_MIB: u64 = 64;
 
 #[cfg(test)]
 mod tests {
