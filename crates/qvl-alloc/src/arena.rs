@@ -1,0 +1,1 @@
+//! Memory of one step: bumped, reset, given back at once.

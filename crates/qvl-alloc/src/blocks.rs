@@ -1,0 +1,1 @@
+//! Equal blocks that are shared and counted.

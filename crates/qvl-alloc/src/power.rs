@@ -1,0 +1,1 @@
+//! Battery or mains, heat, and energy.

@@ -1,0 +1,1 @@
+//! How short of memory the machine is.
