@@ -98,7 +98,9 @@ pub(crate) fn noise(reference: &[f64]) -> f64 {
             let (a, b): (Vec<usize>, Vec<usize>) = (0..count).partition(|&run| set >> run & 1 == 1);
             let median_of =
                 |runs: &[usize]| median(&runs.iter().map(|&run| reference[run]).collect::<Vec<_>>());
-            (median_of(&a) / median_of(&b) - 1.0).abs()
+            let (a, b) = (median_of(&a), median_of(&b));
+            // Also of nothing and nothing.
+            if a == b { 0.0 } else { (a / b - 1.0).abs() }
         })
         .collect();
     distances.iter().sum::<f64>() / distances.len() as f64
@@ -200,6 +202,7 @@ mod tests {
     #[test]
     fn noise_is_the_reference_against_itself() {
         assert_eq!(noise(&[5.0; 5]), 0.0);
+        assert_eq!(noise(&[0.0; 5]), 0.0);
         assert_eq!(noise(&[5.0]), 0.0);
         // Two runs, two ways to take one of them: 11/10 - 1 and 1 - 10/11.
         assert!((noise(&[10.0, 11.0]) - (0.1 + 1.0 / 11.0) / 2.0).abs() < 1e-12);
