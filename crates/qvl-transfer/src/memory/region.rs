@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     fn is_aligned(region: &Region) -> bool {
-        !cfg!(target_os = "linux") || region.first().as_ptr().addr() % LARGE_PAGE_BYTES == 0
+        !cfg!(target_os = "linux") || region.first().as_ptr().addr().is_multiple_of(LARGE_PAGE_BYTES)
     }
 
     #[test]
