@@ -206,11 +206,13 @@ impl LinkDevice {
             let mut state = wire.state.lock();
             self.inner.script.copy().map(|slower| {
                 let LinkSettings { bytes_per_s, latency, .. } = self.inner.settings;
-                let seconds = order.bytes as f64 * slower / bytes_per_s;
+                // No copy takes longer than that: what cannot be waited for cannot be told from a link that hangs.
+                let seconds = (order.bytes as f64 * slower / bytes_per_s).min(COPY_S_MAX);
                 state.free_at = state.free_at.max(Instant::now()) + Duration::from_secs_f64(seconds);
                 state.queue.push_back(order);
                 state.ordered += 1;
-                End { number: state.ordered, carried_at: state.free_at + latency }
+                let carried_at = state.free_at + latency.min(Duration::from_secs_f64(COPY_S_MAX));
+                End { number: state.ordered, carried_at }
             })
         };
         wire.changed.notify_one();
@@ -289,6 +291,9 @@ impl Wire {
         self.reached.notify_all();
     }
 }
+
+/// A day.
+const COPY_S_MAX: f64 = 86_400.0;
 
 /// Threads of a direction.
 const CARRIERS: usize = 2;
