@@ -2,9 +2,17 @@
 
 #![expect(unsafe_code, reason = "an unsafe trait for memory that others hand out")]
 
+mod heap;
+mod locked;
+mod pages;
+
 use std::ptr::NonNull;
 
-use crate::Result;
+use crate::{Error, Result};
+
+pub use heap::Heap;
+pub use locked::Locked;
+pub use pages::{LARGE_PAGE_BYTES, Pages};
 
 /// Something that has memory: the heap, pages of the system, a card.
 ///
@@ -24,7 +32,7 @@ pub unsafe trait Backing: Send + Sync + 'static {
     /// Takes memory of the system. `bytes` is a multiple of the granularity and not 0.
     ///
     /// # Errors
-    /// [`Error::System`](crate::Error::System) with what the system says.
+    /// [`Error::System`] with what the system says.
     fn map(&self, bytes: usize) -> Result<Region>;
 
     /// Gives a region back.
@@ -42,6 +50,21 @@ pub unsafe trait Backing: Send + Sync + 'static {
         let _ = (first, bytes);
         0
     }
+}
+
+/// A backing whose memory the host reads and writes, known when the program is built: its buffers are slices.
+///
+/// # Safety
+/// [`Backing::is_host`] is true, always.
+pub unsafe trait HostBacking: Backing {}
+
+/// A length that a backing can map, or what is wrong with it.
+fn check_length(bytes: usize, granularity: usize) -> Result<()> {
+    if bytes > 0 && bytes.is_multiple_of(granularity) && isize::try_from(bytes).is_ok() {
+        return Ok(());
+    }
+    let expected = format!("a multiple of {granularity}, more than 0 and no more than {}", isize::MAX);
+    Err(Error::Setting { name: "bytes of a region", got: bytes.to_string(), expected })
 }
 
 /// Memory that a backing gave.

@@ -56,6 +56,28 @@ pub enum Error {
         /// What should be.
         expected: &'static str,
     },
+    /// Something that cannot be known here.
+    #[error("there is no figure for {what}: {reasons}")]
+    NoFigure {
+        /// What was asked for.
+        what: &'static str,
+        /// Why each source has none.
+        reasons: String,
+    },
+    /// A line of a file with something else in it than there should be.
+    #[error("{}:{line}: {field} is {got:?}, {expected} was expected", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// Which of its values.
+        field: &'static str,
+        /// What is there, shortened.
+        got: String,
+        /// What should be.
+        expected: String,
+    },
 }
 
 /// Why there is no room for something, and for what there is.

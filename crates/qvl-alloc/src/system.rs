@@ -44,7 +44,8 @@ impl System for Live {
     }
 }
 
-/// A machine that was recorded as a folder: `/proc/meminfo` is `proc/meminfo` in it.
+/// A machine that was recorded as a folder: `/proc/meminfo` is `proc/meminfo` in it. Colons in names are written `%3A`,
+/// since Windows has no such names.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     root: PathBuf,
@@ -57,7 +58,8 @@ impl Recorded {
     }
 
     fn inside(&self, path: &Path) -> PathBuf {
-        self.root.join(path.strip_prefix("/").unwrap_or(path))
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        self.root.join(inside.to_string_lossy().replace(':', COLON))
     }
 }
 
@@ -67,9 +69,14 @@ impl System for Recorded {
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
-        list(&self.inside(folder))
+        let mut names = list(&self.inside(folder))?;
+        names.iter_mut().for_each(|name| *name = name.replace(COLON, ":"));
+        Ok(names)
     }
 }
+
+/// How a colon is written in the name of a recorded file.
+const COLON: &str = "%3A";
 
 /// A machine in memory, whose files can be changed while it is watched.
 #[derive(Debug, Default)]
