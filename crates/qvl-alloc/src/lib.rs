@@ -8,6 +8,8 @@ mod error;
 pub mod owner;
 pub mod plan;
 pub mod pool;
+pub mod power;
+pub mod pressure;
 pub mod system;
 
 pub use arena::Arena;
@@ -17,3 +19,5 @@ pub use error::{Error, OutOfMemory, OwnerUse, Result};
 pub use owner::Owner;
 pub use plan::{Packing, PlannedRun, Recorder, Trace, pack};
 pub use pool::{Buffer, Debug, Pool, PoolSettings};
+pub use power::Power;
+pub use pressure::{Pressure, Watch};
