@@ -4,9 +4,11 @@
 //!
 //!     cargo run --release --package qvl-benches --bin probe -- decode --model DIR --weights bf16
 
+mod alloc;
 mod backend;
 mod certificate;
 mod drawing;
+mod group;
 mod kernels;
 mod limits;
 mod loader;
@@ -77,6 +79,18 @@ enum Command {
     LinkRate(transfer::LinkArgs),
     /// Microseconds a chunk that needs no work.
     ChunkOverhead(transfer::OverheadArgs),
+    /// Nanoseconds of an allocation and its end.
+    AllocPair(alloc::PairArgs),
+    /// Traces of tensors a second, by allocator.
+    AllocTrace(alloc::TraceArgs),
+    /// Fragmentation and peak after millions of operations.
+    AllocLong(alloc::LongArgs),
+    /// Resident bytes over live ones, after trim.
+    AllocTrim(alloc::TrimArgs),
+    /// Milliseconds from the crossing of a level of pressure to the call back.
+    PressureReaction(alloc::ReactionArgs),
+    /// The share of a core that watching takes while nothing happens.
+    WatchShare(alloc::WatchArgs),
     /// SHA-256 of what each stage of image processing makes of pictures.
     Certificate(certificate::Args),
 }
@@ -120,6 +134,12 @@ fn main() -> ExitCode {
         Command::DriveWalk(args) => transfer::walk(&args),
         Command::LinkRate(args) => transfer::link(&args),
         Command::ChunkOverhead(args) => transfer::overhead(&args),
+        Command::AllocPair(args) => alloc::pair(&args),
+        Command::AllocTrace(args) => alloc::trace(&args),
+        Command::AllocLong(args) => alloc::long(&args),
+        Command::AllocTrim(args) => alloc::trim(&args),
+        Command::PressureReaction(args) => alloc::reaction(&args),
+        Command::WatchShare(args) => alloc::watch(&args),
         Command::Certificate(args) => certificate::run(&args),
     };
     match result {

@@ -23,6 +23,7 @@ use qvl_transfer::{
 use serde_json::json;
 
 use crate::emit;
+use crate::group::Group;
 
 #[derive(clap::Args)]
 pub(crate) struct FileArgs {
@@ -505,51 +506,6 @@ fn resident_bytes(field: &str) -> Result<u64> {
         .context("no such figure")?;
     let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kibibytes << 10)
-}
-
-/// A control group of memory with only this process in it, removed at the end; or none where one cannot be made.
-struct Group {
-    path: Option<PathBuf>,
-    kind: &'static str,
-}
-
-impl Group {
-    fn enter(limit: u64) -> Result<Self> {
-        let name = format!("qvl-bench-{}", std::process::id());
-        let roots = [
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "control group of version 1"),
-            ("/sys/fs/cgroup", "memory.max", "control group of version 2"),
-        ];
-        for (root, file, kind) in roots {
-            let path = Path::new(root).join(&name);
-            if std::fs::create_dir(&path).is_err() {
-                continue;
-            }
-            let group = Self { path: Some(path.clone()), kind };
-            let set = std::fs::write(path.join(file), limit.to_string())
-                .and_then(|()| std::fs::write(path.join("cgroup.procs"), std::process::id().to_string()));
-            if set.is_ok() {
-                return Ok(group);
-            }
-        }
-        bail!("no control group of memory can be made here: run as root, or where one is delegated")
-    }
-
-    fn kind(&self) -> &'static str {
-        self.kind
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path
-            && let Some(root) = path.parent()
-        {
-            // Back to where processes are by default; a group with a process in it cannot be removed.
-            let _ = std::fs::write(root.join("cgroup.procs"), std::process::id().to_string());
-            let _ = std::fs::remove_dir(path);
-        }
-    }
 }
 
 /// Segments that there is memory for in the measurement of overlap.

@@ -3,6 +3,7 @@
 //! Method in docs/benchmarks.md. Every measurement is a process of its own; both sides of a ratio run in turn,
 //! round after round, so that a change of the machine's speed meets both.
 
+mod alloc;
 mod busy;
 mod cache;
 mod dataload;
@@ -129,9 +130,10 @@ Examples:
       --pillow-simd-python venv-simd/bin/python --llama-resize llama-resize
   cargo xtask bench cache --quick
   cargo xtask bench transfer --json result.json
+  cargo xtask bench alloc --quick
 
 What a peer is needed for and not given is \"not run\", with the flag that is missing. Close other programs first: \
-the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, transfer 10, with --quick 5, 3, 5 and 2.
+the load average is printed and recorded. The suite model takes 25 minutes, dataload 25, cache 20, transfer 10, alloc 5, with --quick 5, 3, 5, 2 and 1.
 Exit code 0 also when a target is missed: figures are a result, not a failure.";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -146,6 +148,8 @@ enum Suite {
     Cache,
     /// Streaming from a drive against plain reads and a mapped file; overlap, links, overhead.
     Transfer,
+    /// Pools against other allocators; fragmentation, trim, and what watching the machine costs.
+    Alloc,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -155,6 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Dataload => dataload::metrics(),
         Suite::Cache => cache::metrics(),
         Suite::Transfer => transfer::metrics(),
+        Suite::Alloc => alloc::metrics(),
     };
     let wanted = |metric: &Metric| {
         args.only.is_empty() || args.only.iter().any(|start| metric.name.starts_with(start.as_str()))
@@ -184,6 +189,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             transfer::prepare(&setup)?;
             transfer::plan(&setup, &evidence)
         }
+        Suite::Alloc => alloc::plan(&setup, &evidence),
     };
     let samples = plan.run(&metrics, args.rounds)?;
     let versions = Versions::read(args);

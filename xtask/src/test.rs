@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     steps.step("models of queues, of moving values and of chunks (loom)", || {
         // A folder of its own: the models are no members of the workspace, and of use only when optimised.
         let target = root().join("target/loom");
-        ["qvl-dataload", "qvl-cache", "qvl-transfer"].iter().try_for_each(|name| {
+        ["qvl-alloc", "qvl-cache", "qvl-dataload", "qvl-transfer"].iter().try_for_each(|name| {
             let manifest = format!("crates/{name}/loom/Cargo.toml");
             let test = ["test", "--release", "--manifest-path", &manifest];
             succeed(cargo(&test).env("CARGO_TARGET_DIR", &target))

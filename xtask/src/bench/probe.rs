@@ -41,7 +41,9 @@ impl Setup {
         let setup = Self {
             probe,
             model: match (&args.model, args.suite) {
-                (_, Suite::Limits | Suite::Dataload | Suite::Cache | Suite::Transfer) => PathBuf::new(),
+                (_, Suite::Limits | Suite::Dataload | Suite::Cache | Suite::Transfer | Suite::Alloc) => {
+                    PathBuf::new()
+                }
                 (Some(dir), Suite::Model) => std::path::absolute(dir)?,
                 (None, Suite::Model) => synthetic(&folder)?,
             },
