@@ -382,7 +382,7 @@ pub(crate) fn reaction(args: &ReactionArgs) -> Result<()> {
             }
             due += pause;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            ensure!(held.len() as u64 * 2 < args.limit_mebibytes * 4, "the watch says nothing");
+            ensure!((held.len() as u64) < 2 * args.limit_mebibytes, "the watch says nothing");
         }
         // Sooner than the filler itself saw it is no time at all.
         if let Some((told, crossed)) = told.lock().zip(crossed) {

@@ -56,6 +56,18 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Panics if there is a metric with a series that no job gives.
+    #[cfg(test)]
+    pub(crate) fn assert_gives(&self, metrics: &[Metric]) {
+        let jobs = self.groups.iter().flat_map(|group| &group.jobs);
+        let given: BTreeSet<&str> = jobs.flat_map(|job| &job.series).map(String::as_str).collect();
+        for metric in metrics {
+            for series in metric.series().filter(|series| !series.is_empty()) {
+                assert!(given.contains(series), "{}: nothing gives {series}", metric.name);
+            }
+        }
+    }
+
     /// Runs what the metrics need. A job that fails is not run again, and its series say why.
     pub(crate) fn run(self, metrics: &[Metric], rounds: Option<u32>) -> Result<Samples> {
         let needed: BTreeSet<&str> = metrics.iter().flat_map(Metric::series).collect();

@@ -331,20 +331,11 @@ const WALK_SPARE_MIB: u64 = 64;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
     fn every_metric_has_its_series() {
         let (setup, evidence) = (Setup::nowhere(false), Evidence::default());
-        let plan = plan(&setup, &evidence);
-        let jobs = plan.groups.iter().flat_map(|group| &group.jobs);
-        let given: BTreeSet<&str> = jobs.flat_map(|job| &job.series).map(String::as_str).collect();
-        for metric in metrics() {
-            for series in metric.series().filter(|series| !series.is_empty()) {
-                assert!(given.contains(series), "{}: nothing gives {series}", metric.name);
-            }
-        }
+        plan(&setup, &evidence).assert_gives(&metrics());
     }
 }
